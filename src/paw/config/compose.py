@@ -1,0 +1,254 @@
+"""A command line, checked before anything heavy is imported: every mistake is one line with the nearest valid name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from paw.config.schema import ModelConfig, PawConfig, TransferConfig, register
+from paw.errors import ConfigError, nearest
+from paw.paths import conf_dir
+
+DEMO = "experiment=demo"
+
+
+def groups() -> dict[str, list[str]]:
+    """Every group a user can choose from, with its choices."""
+    found: dict[str, list[str]] = {}
+    for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
+        choices = sorted(f.stem for f in folder.glob("*.yaml"))
+        for group in ("model@source", "model@target") if folder.name == "model" else (folder.name,):
+            found[group] = choices
+    return found
+
+
+def with_demo(overrides: Sequence[str]) -> list[str]:
+    """A command line that names no model, experiment or task of its own runs the embedded demo."""
+    named = re.compile(r"^[+~]*(model@(source|target)|models|experiment|source\.(path|hub)|target\.(path|hub))\b")
+    return list(overrides) if any(named.match(o) for o in overrides) else [DEMO, *overrides]
+
+
+def typed(config: DictConfig) -> PawConfig:
+    """The composed configuration as checked dataclasses, every interpolation resolved.
+
+    Raises:
+        ConfigError: for an unknown key that `+` slipped past the schema, or an impossible value.
+    """
+    try:
+        _refuse_unknown_keys(config)
+        _refuse_missing(config)
+        OmegaConf.resolve(config)
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as e:
+        raise _explain(e, config) from None
+    assert isinstance(result, PawConfig)
+    for name in result.models:
+        model_named(name)
+    for name in result.transfer.controls:
+        transfer_named(name, result.transfer)
+    if result.adapters and result.task != "evaluate":
+        raise ConfigError(f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
+                          "Use adapter.path=DIR to transfer one.")  # fmt: skip
+    return result
+
+
+def check(overrides: Sequence[str], sweep: bool = False, config_dir: str | None = None) -> None:
+    """Composes what Hydra is about to compose, and raises ConfigError with one line if it cannot."""
+    register()
+    parsed = _parsed(overrides)
+    several = next((o.input_line for o in parsed if o.is_sweep_override()), None)
+    _check_one(parsed, config_dir)
+    if several and not sweep and "hydra.mode=MULTIRUN" not in overrides:
+        raise ConfigError(f"{several}: several values are a sweep: add -m, or write a list as [a,b].")
+
+
+def compose_config(overrides: Sequence[str]) -> PawConfig:
+    """A typed configuration from overrides, as a command line would give it: for notebooks and tests."""
+    register()
+    return _check_one(_parsed(with_demo(overrides)))
+
+
+def model_named(name: str) -> ModelConfig:
+    """A model by its name in conf/model, by a path, or by a hub id with a slash."""
+    file = conf_dir() / "model" / f"{name}.yaml"
+    if file.is_file():
+        raw = OmegaConf.merge(OmegaConf.structured(ModelConfig), yaml.safe_load(file.read_text()))
+        found = OmegaConf.to_object(raw)
+        assert isinstance(found, ModelConfig)
+        return found
+    path = Path(name).expanduser()
+    if path.exists():
+        return ModelConfig(name=path.stem, path=str(path))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return ModelConfig(name=name.split("/")[1], hub=name)
+    raise ConfigError(f"models: {name!r} is neither a model in conf/model, a path, nor a hub id."
+                      + nearest(name, groups()["model@source"]))  # fmt: skip
+
+
+def transfer_named(name: str, like: TransferConfig) -> TransferConfig:
+    """Another method with its own defaults, and all that is shared taken from `like`: a control beside a method."""
+    if name not in groups()["transfer"]:
+        raise ConfigError(f"transfer.controls: no method {name!r}." + nearest(name, groups()["transfer"]))
+    if name == like.method:
+        raise ConfigError(f"transfer.controls: {name} is the method itself; name others to stand beside it.")
+    from paw.config.schema import TRANSFER_SCHEMAS
+
+    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig)} | {"method": name, "controls": []}
+    own = TRANSFER_SCHEMAS.get(name, TransferConfig)
+    if "reference" in {f.name for f in fields(own)} and like.method != name:
+        shared["reference"] = like.method  # a placebo is matched to the method it stands beside
+    return own(**shared)
+
+
+# ---- what can be wrong, in one line each ------------------------------------------------------------
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    parser, out = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            out.append(parser.parse_override(text))
+        except OverrideParseException:
+            raise ConfigError(f"{text!r} is not of the form key=value (or group=choice). "
+                              "Quote values with blanks, commas or braces.") from None  # fmt: skip
+        except HydraException as e:
+            raise ConfigError(f"{text!r}: {_first_line(e)}") from None
+    return out
+
+
+def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> PawConfig:
+    """Sweeps are checked choice by choice, the others held at their first: linear, not the product."""
+    texts = [_choices(o) for o in overrides]
+    first = [t[0] for t in texts]
+    variants = [first] + [[*first[:i], c, *first[i + 1 :]] for i, t in enumerate(texts) for c in t[1:]]
+    return [_compose(v, config_dir) for v in variants][0]
+
+
+def _choices(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _compose(overrides: Sequence[str], config_dir: str | None) -> PawConfig:
+    for text in overrides:
+        _check_group(text)
+    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        try:
+            config = compose("config", [*overrides, *search])
+        except MissingConfigException as e:
+            raise _explain_missing(e, overrides) from None
+        except (HydraException, OmegaConfBaseException) as e:
+            raise _explain(e, None) from None
+    return typed(config)
+
+
+def _check_group(text: str) -> None:
+    """`group=choice` with a choice that does not exist, or a group that does not."""
+    key, _, value = text.lstrip("+~").partition("=")
+    known = groups()
+    if key == "model":
+        raise ConfigError(f"{text}: say which of the two models: model@source={value} or model@target={value}.")
+    if key in known and key != "experiment" and value in ("null", "") and "=" in text:
+        raise ConfigError(f"{text}: a {key} must be chosen." + nearest(value, known[key]))
+    if key in known or key.startswith("hydra") or "/" in key:
+        return
+    if "@" in key or ("." not in key and key not in _keys()):
+        raise ConfigError(f"{key}: no such group or key." + nearest(key, [*known, *_keys()], limit=0))
+
+
+def _keys() -> set[str]:
+    return {f.name for f in fields(PawConfig)}
+
+
+def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) -> ConfigError:
+    missing = str(error.missing_cfg_file or "")
+    group, _, choice = missing.rpartition("/")
+    if group in ("", "schema/transfer"):
+        return ConfigError(_first_line(error))
+    asked = next((o for o in overrides if o.endswith(f"={choice}") and o.lstrip("+").startswith(group)), f"{group}={choice}")
+    return ConfigError(f"{asked}: no {group} called {choice!r}." + nearest(choice, error.options or []))
+
+
+def _explain(error: Exception, config: DictConfig | None) -> ConfigError:
+    cause = error
+    while not isinstance(cause, OmegaConfBaseException) and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        inner = cause.__cause__ or cause.__context__
+        if isinstance(inner, ConfigError):
+            return inner
+        key = str(cause.full_key or cause.key or "")
+        text = (cause.msg or str(cause)).splitlines()[0]
+        if isinstance(cause, ConfigKeyError) or "not in struct" in text or "not in '" in text:
+            parent, _, leaf = key.rpartition(".")
+            return ConfigError(f"{key}: no such key." + nearest(leaf, _names_at(parent), limit=12))
+        if isinstance(cause, MissingMandatoryValue):
+            return ConfigError(f"{key}: a value is missing. Set it with {key}=VALUE.")
+        return ConfigError(f"{key}: {text}" if key and key not in text else text)
+    if isinstance(error, ConfigCompositionException):
+        match = re.search(r"Could not override '([^']+)'", str(error))
+        if match:
+            parent, _, leaf = match[1].rpartition(".")
+            return ConfigError(f"{match[1]}: no such key." + nearest(leaf, _names_at(parent), limit=12))
+    return ConfigError(_first_line(error))
+
+
+def _names_at(parent: str) -> list[str]:
+    """The keys of the schema under a dotted key."""
+    node: Any = PawConfig
+    for part in filter(None, parent.split(".")):
+        found = {f.name: f for f in fields(node)} if is_dataclass(node) else {}
+        if part not in found:
+            return []
+        node = _dataclass_named(str(found[part].type))
+    return [f.name for f in fields(node)] if is_dataclass(node) else []
+
+
+def _dataclass_named(annotation: str) -> Any:
+    from paw.config import schema
+
+    return next((getattr(schema, n) for n in re.findall(r"\w+", annotation) if is_dataclass(getattr(schema, n, None))), None)
+
+
+def _walk(config: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig, Any]]:
+    for key in config:
+        yield f"{path}{key}", config, key
+        if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
+            node = config._get_node(key)
+            assert isinstance(node, DictConfig)
+            if not node._is_none() and not node._is_interpolation():
+                yield from _walk(node, f"{path}{key}.")
+
+
+def _refuse_unknown_keys(config: DictConfig) -> None:
+    """`+source.nmae=x` gets past the schema, which is what `+` is for; refuse it all the same."""
+    for path, parent, key in _walk(config):
+        kind = OmegaConf.get_type(parent)
+        if is_dataclass(kind) and key not in {f.name for f in fields(kind)}:
+            raise ConfigError(f"{path}: no such key." + nearest(str(key), [f.name for f in fields(kind)], limit=12))
+
+
+def _refuse_missing(config: DictConfig) -> None:
+    for path, parent, key in _walk(config):
+        if OmegaConf.is_missing(parent, key):
+            raise ConfigError(f"{path}: a value is missing. Set it with {path}=VALUE.")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,257 @@
+"""The schema of every group in conf/; the yaml files only choose values.
+
+A field marked `transient` changes how fast or where a stage runs, not what it makes: it is left out of fingerprints.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from paw.errors import ConfigError
+from paw.paths import conf_dir, embedded
+
+# ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
+
+
+def transient(default: Any) -> Any:
+    return field(default=default, metadata={"transient": True})
+
+
+def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}: {value!r} is not allowed. Choose from: {', '.join(allowed)}.")
+
+
+def within(key: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    if not (low <= value <= high) or (open_low and value == low):
+        bracket = "(" if open_low else "["
+        raise ConfigError(f"{key}: {value} is outside {bracket}{low:g}, {high:g}].")
+
+
+@dataclass
+class PackageConfig:
+    """A model file that a Python package carries, perhaps in parts."""
+
+    files: list[str] = field(default_factory=list)  # relative to site-packages, in order
+    sha256: str = MISSING  # of the parts joined
+    install: str = MISSING  # the command that brings it
+
+
+@dataclass
+class ModelConfig:
+    """A base model. Found in this order: path, models_dir (by name or hub id), package, the hub's cache, the hub."""
+
+    name: str = MISSING
+    path: Optional[str] = None  # a folder in the hub's layout, or a .gguf file
+    hub: Optional[str] = None  # owner/name
+    revision: Optional[str] = None
+    package: Optional[PackageConfig] = None
+    trust_remote_code: bool = False
+
+
+@dataclass
+class DatasetConfig:
+    """Questions with choices, or texts with an answer. `kind` names a file in paw/data/kinds."""
+
+    name: str = transient(MISSING)
+    kind: str = "question"
+    prompt: str = "Question: {question}\nAnswer:"
+    chat: bool = False  # wrap the prompt in the model's own chat template
+    # where the rows come from is known by their content
+    path: Optional[str] = transient(None)  # a folder of <split>.jsonl[.gz]; else paths.data_dir/<name>; else the hub
+    hub: Optional[str] = transient(None)
+    subset: Optional[str] = transient(None)
+    revision: Optional[str] = transient(None)
+    calibration: Optional[str] = transient(None)  # unlabelled text for transfer; else the train split's questions
+    train_split: str = transient("train")
+    eval_split: str = transient("test")
+
+
+@dataclass
+class AdapterConfig:
+    """LoRA (arXiv 2106.09685)."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    path: Optional[str] = None  # an adapter of the source model from elsewhere: it is not trained then
+
+    def __post_init__(self) -> None:
+        within("adapter.r", self.r, 1, 4096)
+        within("adapter.alpha", self.alpha, 1, 65536)
+        within("adapter.dropout", self.dropout, 0, 0.99)
+        if not self.target_modules:
+            raise ConfigError("adapter.target_modules: the list is empty. Name modules, or [all-linear].")
+
+
+@dataclass
+class TrainConfig:
+    lr: float = 1e-5
+    max_steps: int = 400
+    batch_size: int = 4  # examples per step and device
+    schedule: str = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+    max_length: int = 1024  # tokens; longer examples are left out and counted
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("train.lr", self.lr, 0, 10, open_low=True)
+        within("train.max_steps", self.max_steps, 1, 10**9)
+        within("train.batch_size", self.batch_size, 1, 10**6)
+        within("train.warmup_ratio", self.warmup_ratio, 0, 1)
+        within("train.weight_decay", self.weight_decay, 0, 10)
+        within("train.grad_clip", self.grad_clip, 0, 10**6)
+        within("train.max_length", self.max_length, 2, 10**7)
+        one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
+
+
+@dataclass
+class EvaluateConfig:
+    sample_ratio: float = 1.0  # a seeded sample of the split
+    limit: Optional[int] = None  # at most so many of it
+    split: Optional[str] = None  # instead of the data set's own
+    batch_size: int = transient(8)  # questions at a time
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        within("evaluate.sample_ratio", self.sample_ratio, 0, 1, open_low=True)
+        within("evaluate.batch_size", self.batch_size, 1, 10**6)
+        if self.limit is not None:
+            within("evaluate.limit", self.limit, 1, 10**9)
+
+
+@dataclass
+class TransferConfig:
+    """What every method shares; a method's own parameters stand in a subclass."""
+
+    method: str = MISSING
+    layers: str = "proportional"
+    gain: str = "activation"  # none, weight, activation, or a number
+    basis: int = 320  # singular vectors kept a side, at most half of the smallest dimension
+    similarity: str = "raw"
+    similarity_threshold: float = 1e-4
+    positions: int = 16384  # calibration positions
+    calibration: Optional[str] = None  # a text file, a document a line; else the data set's own text
+    batch_size: int = transient(16)  # calibration texts at a time
+    memory_gb: float = transient(8.0)  # for statistics; more layers a pass over the text where there is more
+    seed: int = 0
+    controls: list[str] = field(default_factory=list, metadata={"transient": True})  # other methods, shown beside
+
+    def __post_init__(self) -> None:
+        one_of("transfer.layers", self.layers, ("proportional", "index"))
+        one_of("transfer.similarity", self.similarity, ("raw", "excess"))
+        if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.gain):
+            one_of("transfer.gain", self.gain, ("none", "weight", "activation", "a number"))
+        within("transfer.basis", self.basis, 1, 10**6)
+        within("transfer.positions", self.positions, 16, 10**9)
+        within("transfer.batch_size", self.batch_size, 1, 10**6)
+        within("transfer.memory_gb", self.memory_gb, 0, 10**6, open_low=True)
+        within("transfer.similarity_threshold", self.similarity_threshold, -1, 1)
+
+
+@dataclass
+class RidgeConfig(TransferConfig):
+    penalty: float = 0.1  # λ, in units of the mean diagonal of the Gram matrix
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("transfer.penalty", self.penalty, 0, 1e6)
+
+
+@dataclass
+class RandomConfig(TransferConfig):
+    reference: str = "procrustes"  # the real method whose norm and spectrum are matched
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reference == "random":
+            raise ConfigError("transfer.reference: the placebo needs a real method to match, not itself.")
+
+
+@dataclass
+class HardwareConfig:
+    """One machine: everything that differs between a laptop, a 4090 at home and a server."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    workers: int = 0
+    threads: Optional[int] = None
+    train_batch_size: int = 4
+    evaluate_batch_size: int = 8
+    models_dir: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        one_of("hardware.device", self.device, ("auto", "cpu", "cuda"))
+        one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        one_of("hardware.strategy", self.strategy, ("auto", "ddp_spawn"))
+        within("hardware.devices", self.devices, 1, 1024)
+        within("hardware.workers", self.workers, 0, 1024)
+
+
+@dataclass
+class TrackerConfig:
+    name: str = "none"
+    project: str = "paw"
+    mode: str = "auto"  # SwanLab: auto is online with a key, offline without
+    dir: Optional[str] = None
+
+    def __post_init__(self) -> None:
+        one_of("tracker.name", self.name, ("none", "swanlab", "tensorboard"))
+        one_of("tracker.mode", self.mode, ("auto", "online", "offline", "local", "disabled"))
+
+
+@dataclass
+class PathsConfig:
+    outputs: str = "outputs"
+    artifacts: str = "outputs/artifacts"
+    models_dir: Optional[str] = None
+    data_dir: Optional[str] = None
+
+
+@dataclass
+class PawConfig:
+    task: str = "pipeline"
+    source: ModelConfig = MISSING
+    target: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    train: TrainConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    transfer: TransferConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
+    adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
+    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, transfer, all
+    seed: int = 0
+    name: Optional[str] = None  # of the run folder
+
+    def __post_init__(self) -> None:
+        tasks = sorted(p.stem for p in (conf_dir() / "task").glob("*.yaml"))
+        one_of("task", self.task, tuple(tasks))
+        for stage in self.force:
+            one_of("force", stage, ("evaluate", "train", "transfer", "all"))
+
+
+TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {"ridge": RidgeConfig, "random": RandomConfig}
+
+
+def register() -> None:
+    """Tells Hydra the schemas. Safe to call twice; needed in every process that composes."""
+    store = ConfigStore.instance()
+    store.store(name="paw_schema", node=PawConfig)
+    # In groups of their own, so that "choose from" lists only what a user can choose.
+    for name, node in (("base", TransferConfig), *TRANSFER_SCHEMAS.items()):
+        store.store(group="schema/transfer", name=name, node=node)
+    OmegaConf.register_new_resolver("paw.embedded", lambda name: str(embedded(name)), replace=True)

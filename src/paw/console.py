@@ -1,0 +1,89 @@
+"""What a person sees: a banner a stage, one live bar on a terminal, a plain line now and then elsewhere, and a log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from paw.tracking import Tracker
+
+EVERY = 30.0  # seconds between plain lines of progress
+
+log = logging.getLogger("paw")
+
+
+class Console:
+    """The Watch of every stage: shows progress, keeps the log, passes metrics on to the tracker."""
+
+    def __init__(self, tracker: Tracker | None = None) -> None:
+        self.tracker, self.label = tracker, ""
+        self.live = sys.stderr.isatty()
+        self._bar: tqdm[None] | None = None
+        self._last = self._began = time.monotonic()
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in list(log.handlers):
+            log.removeHandler(handler)
+            handler.close()
+        shown = logging.StreamHandler(sys.stdout)
+        shown.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(shown)
+
+    def keep(self, file: Path) -> None:
+        """From now on everything said is also in a file, with times; warnings of libraries only there."""
+        handler = logging.FileHandler(file, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        logging.captureWarnings(True)
+        warned = logging.getLogger("py.warnings")
+        warned.handlers, warned.propagate = [handler], False
+
+    def banner(self, text: str) -> None:
+        self.close()
+        log.info("\n%s", text)
+
+    def start(self, label: str) -> None:
+        """A new piece of work, whose metrics carry its label."""
+        self.close()
+        self.label, self._began = label, time.monotonic()
+        self._last = self._began
+
+    def say(self, text: str) -> None:
+        self._clear()
+        log.info("      %s", text)
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if self.live:
+            if self._bar is None or self._bar.total != total:
+                self.close()
+                self._bar = tqdm(total=total, leave=False, file=sys.stderr, dynamic_ncols=True, bar_format=_BAR)
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= EVERY and done < total:
+            left = (now - self._began) / max(done, 1) * (total - done)
+            log.info("      %s: %d of %d, %d %%, about %.0f s left%s", self.label, done, total, 100 * done // total, left,
+                     f" ({note})" if note else "")  # fmt: skip
+            self._last = now
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        if self.tracker is not None:
+            self.tracker.log({f"{self.label}/{k}": v for k, v in values.items()}, step)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.clear()
+
+
+_BAR = "      {percentage:3.0f} % {bar:30} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left  {postfix}"

@@ -1,0 +1,30 @@
+"""One file per kind of data set, found by its name: `normalise` reads the hub's rows, `render` makes examples.
+
+Normalised rows, which are also the form of local files: {id, question, choices, labels, answer} for questions with
+choices, where answer is one of labels; {id, question, answer} for texts.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol, cast
+
+from paw.config.schema import DatasetConfig
+from paw.data.example import Example, Row
+from paw.errors import DataError, nearest
+
+
+class Kind(Protocol):
+    def normalise(self, row: Row) -> Row:
+        """A row of the hub in normalised form; a normalised row as it is."""
+
+    def render(self, row: Row, dataset: DatasetConfig) -> Example:
+        """A normalised row as contexts and continuations."""
+
+
+def kind_named(name: str) -> Kind:
+    known = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__"]
+    if name not in known:
+        raise DataError(f"dataset.kind: no kind {name!r}." + nearest(name, known))
+    return cast(Kind, import_module(f"paw.data.kinds.{name}"))

@@ -1,0 +1,141 @@
+"""A split of a data set as a local file of normalised rows, and its rows as examples."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from paw.config.schema import DatasetConfig
+from paw.data.example import Example, Row
+from paw.data.kinds import kind_named
+from paw.errors import DataError
+from paw.paths import cache_dir
+from paw.store import Watch
+
+SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
+
+
+def split_file(dataset: DatasetConfig, split: str, data_dir: str | None, watch: Watch) -> Path:
+    """The file with a split's normalised rows: dataset.path, data_dir/<name>, or the hub (kept in the cache).
+
+    Raises:
+        DataError: naming the places that were tried.
+    """
+    base = _parts(split)[0]
+    folders = [Path(dataset.path).expanduser()] if dataset.path else []
+    if data_dir and not dataset.path:
+        folders.append(Path(data_dir).expanduser() / dataset.name)
+    for folder in folders:
+        if folder.is_file():
+            return folder
+        for ending in (".jsonl", ".jsonl.gz"):
+            if (folder / f"{base}{ending}").is_file():
+                return folder / f"{base}{ending}"
+        if folder.is_dir():
+            have = ", ".join(sorted(p.name for p in folder.glob("*.jsonl*"))) or "no .jsonl files"
+            raise DataError(f"{dataset.name}: {folder} has no split {base!r} ({base}.jsonl or .jsonl.gz); it has {have}.")
+    if dataset.path:
+        raise DataError(f"{dataset.name}: dataset.path {dataset.path} does not exist.")
+    if not dataset.hub:
+        raise DataError(f"{dataset.name}: has neither path nor hub, and is not in {data_dir or 'paths.data_dir (not set)'}.")
+    return _from_hub(dataset, base, folders, watch)
+
+
+def examples(file: Path, dataset: DatasetConfig, split: str) -> list[Example]:
+    """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's rows in order.
+
+    Raises:
+        DataError: naming file and line, for a row that is broken, has no gold label or lacks what the prompt names.
+    """
+    kind, out, seen = kind_named(dataset.kind), [], set()
+    for line, row in _rows(file):
+        row["id"] = str(row.get("id", line))
+        try:
+            example = kind.render(row, dataset)
+        except KeyError as e:
+            raise DataError(f"{file}, line {line}: has no field {e}, which {dataset.name} needs (its prompt and kind name it).") from None
+        except ValueError:
+            raise DataError(f"{file}, line {line}: the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. "
+                            "Use a split that has gold labels.") from None  # fmt: skip
+        if example.id in seen:
+            raise DataError(f"{file}, line {line}: the id {example.id!r} occurs twice.")
+        seen.add(example.id)
+        out.append(example)
+    _, low, high = _parts(split)
+    out = out[int(len(out) * low) : int(len(out) * high)]
+    if not out:
+        raise DataError(f"{file}: split {split} of {dataset.name} has no rows.")
+    return out
+
+
+def sample(found: list[Example], ratio: float, limit: int | None, seed: int) -> list[Example]:
+    """A seeded sample in the file's order: ceil(ratio·n) examples, at most `limit`."""
+    count = min(math.ceil(len(found) * ratio), limit or len(found))
+    if count >= len(found):
+        return found
+    chosen = sorted(random.Random(seed).sample(range(len(found)), count))
+    return [found[i] for i in chosen]
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Row]]:
+    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")
+    try:
+        with opened as f:
+            for number, text in enumerate(f, 1):
+                if not text.strip():
+                    continue
+                try:
+                    row = json.loads(text)
+                except ValueError:
+                    raise DataError(f"{file}, line {number}: is not JSON.") from None
+                if not isinstance(row, dict):
+                    raise DataError(f"{file}, line {number}: is not an object with fields.")
+                yield number, row
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise DataError(f"{file}: cannot be read ({e}).") from None
+
+
+def _parts(split: str) -> tuple[str, float, float]:
+    match = SPLIT.fullmatch(split)
+    if not match:
+        raise DataError(f"split {split!r}: write a name, or a name with percentages such as train[:99%].")
+    low, high = match["low"] or "0%", match["high"] or "100%"
+    return match["base"], int(low[:-1]) / 100, int(high[:-1]) / 100
+
+
+def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch) -> Path:
+    """The hub's split in normalised form, made once per machine. `dataset.hub` may be a folder in the hub's layout."""
+    parts = [dataset.hub or "", dataset.subset or "", dataset.revision or ""]
+    out = cache_dir() / "data" / re.sub(r"[^\w.-]+", "_", "--".join(filter(None, parts))) / f"{base}.jsonl"
+    if out.is_file():
+        return out
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(f'{dataset.name}: reading from the hub needs the package datasets. Install it: pip install "paw[hub]".') from None
+    datasets.disable_progress_bars()
+    watch.say(f"{dataset.name}: fetching split {base} of {dataset.hub}")
+    try:
+        rows = datasets.load_dataset(dataset.hub, dataset.subset, split=base, revision=dataset.revision)
+    except Exception as e:  # whatever the library raises, the user needs one line
+        places = ", ".join([*map(str, tried), f"the hub ({dataset.hub})"])
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
+        raise DataError(f"{dataset.name}: split {base} is not in {places}: {reason} Put {base}.jsonl into "
+                        f"paths.data_dir/{dataset.name}, or set dataset.path.") from None  # fmt: skip
+    kind = kind_named(dataset.kind)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{out}.lock"):
+        beside = out.with_name(f".{out.name}.{os.getpid()}")
+        with open(beside, "w", encoding="utf-8") as f:
+            for i, row in enumerate(rows):
+                f.write(json.dumps({"id": f"{base}-{i}", **kind.normalise(dict(row))}, ensure_ascii=False) + "\n")
+        beside.replace(out)
+    return out

@@ -1,0 +1,1 @@
+"""Scoring choices by log-likelihood, metrics with their errors, and paired statistics."""

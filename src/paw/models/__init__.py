@@ -1,0 +1,1 @@
+"""Base models and adapters: finding, loading, reading and writing them."""

@@ -1,0 +1,158 @@
+"""LoRA adapters as plain PEFT folders: read with every check, written whole, attached to their own base only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paw.errors import AdapterError
+from paw.store import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG, WEIGHTS, BIRTH = "adapter_config.json", "adapter_model.safetensors", "paw.json"
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Factors:
+    """ΔW = B·A of one module, the scale baked into B. A: r×in, B: out×r, float32."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    def norm(self) -> float:
+        """‖BA‖_F from r×r products: tr((BᵀB)(AAᵀ))."""
+        return float(((self.b.T @ self.b) * (self.a @ self.a.T)).sum().clamp_min(0).sqrt())
+
+
+def read_adapter(folder: Path) -> dict[str, Factors]:
+    """A LoRA folder as factors by module name (`model.layers.0.self_attn.q_proj`), on the CPU.
+
+    Raises:
+        AdapterError: where files are missing or damaged, A and B do not fit, values are not finite, or the adapter has
+            what a pair of factors cannot say (DoRA, biases, whole modules, embeddings).
+    """
+    config = read_config(folder)
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{folder}: is a {config.get('peft_type')} adapter; only LoRA is read here.")
+    for key, none, name in (("use_dora", False, "DoRA magnitudes"), ("bias", "none", "biases"), ("modules_to_save", None, "whole modules")):
+        if config.get(key, none) not in (none, None, []):
+            raise AdapterError(f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without.")
+    tensors = _tensors(folder / WEIGHTS)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
+        if not match:
+            raise AdapterError(f"{folder}: unexpected tensor {key}; only lora_A and lora_B weights are read.")
+        if not value.isfinite().all():
+            raise AdapterError(f"{folder}: {key} has values that are not finite. The training diverged; train it again.")
+        pairs.setdefault(match[1], {})[match[2]] = value.float()
+    if not pairs:
+        raise AdapterError(f"{folder}: holds no LoRA weights.")
+    out = {}
+    for module, pair in pairs.items():
+        if set(pair) != {"A", "B"}:
+            raise AdapterError(f"{folder}: {module} has lora_{next(iter(pair))} but not the other factor.")
+        rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
+        if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
+            raise AdapterError(f"{folder}: {module} has factors {tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}, not of rank {rank}.")
+        alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
+        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+        out[module] = Factors(pair["A"], pair["B"] * scale)
+    return out
+
+
+def write_adapter(folder: Path, modules: Mapping[str, Factors], base_name: str | None) -> None:
+    """Factors as a PEFT folder with alpha = r, so that the scale is 1."""
+    import torch
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    rank = next(iter(modules.values())).rank
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(modules), task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name, inference_mode=True,
+    )  # fmt: skip
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, factors in modules.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.a.to(torch.float32).contiguous().cpu()
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.b.to(torch.float32).contiguous().cpu()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def stamp(folder: Path, base: str, **facts: Any) -> None:
+    """Writes beside an adapter the fingerprint of the base it is for, and where it comes from."""
+    write_text(folder / BIRTH, json.dumps({"base": base, **facts}, indent=1))
+
+
+def attach(model: Any, folder: Path, base: str) -> Any:
+    """The model with the adapter on it, as PEFT loads it.
+
+    Args:
+        base: the fingerprint of the model's content; an adapter that was stamped for another base is refused.
+
+    Raises:
+        AdapterError: for another base, modules the model lacks, or shapes that differ.
+    """
+    check_base(folder, base)
+    from peft import PeftModel
+
+    linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
+    for name, factors in read_adapter(folder).items():
+        module = linears.get(name)
+        if module is None:
+            raise AdapterError(f"{folder}: the base has no linear module {name}. It belongs to another base.")
+        expected, actual = (module.in_features, module.out_features), (factors.a.shape[1], factors.b.shape[0])
+        if expected != actual:
+            raise AdapterError(f"{folder}: {name} maps {actual[0]} to {actual[1]}, the base's {expected[0]} to {expected[1]}. "
+                               "It belongs to another base.")  # fmt: skip
+    return PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def check_base(folder: Path, base: str) -> None:
+    """Refuses an adapter that is stamped with another base's fingerprint; one from elsewhere carries no stamp."""
+    birth = folder / BIRTH
+    if birth.is_file() and json.loads(birth.read_text())["base"] != base:
+        raise AdapterError(f"{folder}: was made for another base model. Evaluate it on its own base, or transfer it (task=transfer).")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of a PEFT folder."""
+    if not (folder / CONFIG).is_file():
+        raise AdapterError(f"{folder}: has no {CONFIG}, so it is no PEFT adapter. Give the folder that has it.")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError:
+        raise AdapterError(f"{folder / CONFIG}: is not JSON.") from None
+    return dict(config)
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise AdapterError(f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}.")
+    try:
+        return dict(load_file(file))
+    except SafetensorError as e:
+        raise AdapterError(f"{file}: is damaged ({e}). Copy or train it again.") from None
+
+
+def _by_pattern(patterns: dict[str, int] | None, module: str, default: int) -> int:
+    """PEFT's rank_pattern and alpha_pattern: the first pattern that the end of the module's name matches."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

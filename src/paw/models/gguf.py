@@ -1,0 +1,34 @@
+"""A GGUF file to a folder in the hub's layout, through transformers' own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paw.errors import ModelError
+
+
+def dequantise(gguf: Path, out: Path) -> None:
+    """Writes config.json, float32 safetensors and the tokenizer of a GGUF file to `out`.
+
+    Raises:
+        ModelError: where the file is damaged or of an architecture that transformers cannot read.
+    """
+    try:
+        import gguf as _  # noqa: F401 - transformers needs it and says so less clearly
+    except ImportError:
+        raise ModelError(f"{gguf.name}: GGUF files are read with the package gguf. Install it: pip install gguf") from None
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+    except (ValueError, OSError, KeyError, IndexError, NotImplementedError, RuntimeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ModelError(f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder.") from None
+    # What was read is no longer quantised, and transformers refuses to save what claims to be.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(str(out))
+    tokenizer.save_pretrained(str(out))

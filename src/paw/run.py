@@ -1,0 +1,94 @@
+"""python -m paw.run [GROUP=CHOICE ...] [KEY=VALUE ...]: compose, check, dispatch to a task."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def entry() -> None:
+    """Answers --help without Hydra; checks the command line before anything heavy is imported; then runs it."""
+    argv = sys.argv[1:]
+    if {"-h", "--help"} & set(argv):
+        from paw.config.help import text
+
+        print(text(), end="")
+        return
+    from paw.errors import PawError
+
+    try:
+        sys.argv[1:] = checked(argv)
+        launch()
+    except PawError as e:
+        fail(e)
+    except KeyboardInterrupt:
+        print("paw: interrupted; finished stages are kept, the unfinished one is not", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def checked(argv: list[str]) -> list[str]:
+    """The same command line, with the demo added where no model is named; raises ConfigError if it is wrong."""
+    from hydra._internal.utils import get_args_parser
+
+    from paw.config.compose import check, with_demo
+    from paw.errors import ConfigError
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}. See python -m paw.run --help.")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    args = parser.parse_args(argv)
+    asks_hydra = args.hydra_help or args.shell_completion or args.info is not None
+    if not asks_hydra:
+        check(with_demo(args.overrides), sweep=args.multirun, config_dir=args.config_dir)
+    flags = [a for a in argv if a not in args.overrides]
+    return flags + (args.overrides if asks_hydra else with_demo(args.overrides))
+
+
+def launch() -> None:
+    """Hydra's own main: single runs, sweeps and launchers."""
+    import os
+
+    import hydra
+
+    from paw.config.schema import register
+    from paw.paths import conf_dir
+
+    register()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to `entry` whole
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
+
+
+def job(config: DictConfig) -> object:
+    """One job, alone or of a sweep. Under a launcher this is what each worker process runs."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from paw.config.compose import typed
+    from paw.config.schema import register
+    from paw.errors import PawError
+    from paw.tasks import dispatch
+
+    register()
+    hydra = HydraConfig.get()
+    sweep_dir = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else None
+    try:
+        return dispatch(typed(config), overrides=list(hydra.overrides.task), run_dir=sweep_dir)
+    except PawError as e:
+        if sweep_dir is None:
+            fail(e)
+        print(f"paw: error: {e}", file=sys.stderr)  # the sweep goes on with its other jobs
+        raise
+
+
+def fail(error: Exception) -> NoReturn:
+    print(f"paw: error: {error}", file=sys.stderr)
+    raise SystemExit(getattr(error, "exit_code", 2)) from None
+
+
+if __name__ == "__main__":
+    entry()

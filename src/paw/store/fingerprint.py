@@ -1,0 +1,62 @@
+"""What a result depends on, as a hash: the config without transient fields, and inputs by content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paw.store.write import write_text
+
+CHUNK = 1 << 20
+# A model folder is its weights, config and tokenizer; a README beside them changes nothing.
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".jsonl", ".gz", ".py")
+
+
+def plain(obj: Any) -> Any:
+    """A config as JSON types. Transient fields are left out, and fields at their default too, so that a field added
+    later keeps old results valid.
+
+    Raises:
+        TypeError: for a value whose text is not stable, such as an object.
+    """
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        out = {}
+        for f in dataclasses.fields(obj):
+            value = getattr(obj, f.name)
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            if not f.metadata.get("transient") and value != default:
+                out[f.name] = plain(value)
+        return out
+    if isinstance(obj, Mapping):
+        return {str(k): plain(v) for k, v in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [plain(v) for v in obj]
+    if obj is None or isinstance(obj, (bool, int, float, str)):
+        return obj
+    raise TypeError(f"a stage's config may not hold {type(obj).__name__}")
+
+
+def digest(obj: Any) -> str:
+    return hashlib.sha256(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def content(path: Path, memo: Path) -> str:
+    """The hash of a file or folder's content. `memo` is a folder that remembers files by size and time stamps, so that
+    sixteen gigabytes are read once."""
+    if path.is_dir():
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES and ".cache" not in p.parts]
+        return digest({str(p.relative_to(path)): content(p, memo) for p in files})
+    stat = path.stat()
+    known = memo / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    if known.is_file():
+        return known.read_text()
+    value = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(CHUNK):
+            value.update(chunk)
+    write_text(known, value.hexdigest())
+    return value.hexdigest()

@@ -1,0 +1,153 @@
+"""Run a stage once per (config, inputs, version); the artifact is a folder that exists only when it is whole.
+
+Transient fields follow stopes, defaults left out of the key and a hand-raised version follow exca, inputs by content with
+a shortcut by time stamps follow DVC. Failures are never kept: unlike exca's, they are never results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from paw.errors import StageError
+from paw.store.fingerprint import content, digest, plain
+from paw.store.meter import Meter
+from paw.store.write import write_text
+
+MANIFEST = "stage.json"
+
+
+class Watch(Protocol):
+    """What a running stage may say of itself; it knows nothing of terminals or trackers."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's name, the version of what it computes (raise it by hand when results change), and its function,
+    `module:function`, imported only when it must run: `function(config, inputs, out, watch) -> result`."""
+
+    name: str
+    version: str
+    function: str
+
+
+@dataclass(frozen=True)
+class Input:
+    path: Path
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder, its result (JSON), what it cost when it ran, and whether it was reused now."""
+
+    path: Path
+    key: str
+    result: dict[str, Any]
+    cost: dict[str, float | None]
+    reused: bool
+    stage: str = ""
+
+    def as_input(self) -> Input:
+        return Input(self.path, f"stage:{self.key}")
+
+
+@dataclass
+class Store:
+    """Artifacts under `root`/<stage>/<fingerprint>/, shared by all runs and processes that see the folder."""
+
+    root: Path
+    force: Sequence[str] = ()
+    _forced: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StageError(f"paths.artifacts: {self.root} cannot be made: {e.strerror}. Choose a folder you may write to.") from None
+
+    def file(self, path: Path) -> Input:
+        """A file or folder as an input, known by its content."""
+        manifest = path / MANIFEST
+        if manifest.is_file():
+            return Input(path, "stage:" + json.loads(manifest.read_text())["key"])
+        return Input(path, content(path, self.root / ".content"))
+
+    def run(self, stage: Stage, config: Any, inputs: Mapping[str, Input], watch: Watch) -> Artifact:
+        """The artifact of a stage: found if it was made before, waited for if another process makes it, else made.
+
+        Args:
+            config: what the stage's function gets; its non-transient fields are part of the key.
+            inputs: by name; their fingerprints are part of the key.
+        """
+        what = {"stage": stage.name, "version": stage.version, "config": plain(config),
+                "inputs": {k: v.fingerprint for k, v in sorted(inputs.items())}}  # fmt: skip
+        key = digest(what)
+        final = self.root / stage.name / key[:16]
+        force = ({stage.name, "all"} & set(self.force)) and key not in self._forced
+        if not force and (found := self._found(final, key)):
+            return found
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked(final, watch):
+            if not force and (found := self._found(final, key)):  # another process made it while we waited
+                return found
+            self._forced.add(key)
+            self._sweep(final)
+            work = final.with_name(f"{final.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+            work.mkdir()
+            module, _, name = stage.function.partition(":")
+            try:
+                with Meter() as meter:
+                    function = getattr(import_module(module), name)
+                    result = function(config, inputs, work, watch)
+                manifest = {"key": key, **what, "result": result, "cost": meter.cost(), "host": socket.gethostname(),
+                            "paths": {k: str(v.path) for k, v in inputs.items()}}  # fmt: skip
+                write_text(work / MANIFEST, json.dumps(manifest, indent=1))
+                if final.exists():  # forced: the old artifact stays until this moment
+                    shutil.rmtree(final)
+                work.rename(final)  # the moment from which it exists
+            except BaseException:
+                shutil.rmtree(work, ignore_errors=True)  # failures are never results
+                raise
+        return Artifact(final, key, result, manifest["cost"], reused=False, stage=stage.name)
+
+    def _found(self, final: Path, key: str) -> Artifact | None:
+        try:
+            manifest = json.loads((final / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return None
+        if manifest["key"] != key:
+            return None
+        return Artifact(final, key, manifest["result"], manifest["cost"], reused=True, stage=manifest["stage"])
+
+    def _sweep(self, final: Path) -> None:
+        """Under the lock nobody else makes this artifact: what lies beside it was left by a killed process."""
+        for left in final.parent.glob(f"{final.name}.tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _locked(self, final: Path, watch: Watch) -> Iterator[None]:
+        lock = FileLock(f"{final}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            watch.say("another process is making this; waiting for it")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()

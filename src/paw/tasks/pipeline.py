@@ -1,0 +1,47 @@
+"""task=pipeline: six stages, wired by their artifacts."""
+
+from __future__ import annotations
+
+from paw.config.schema import PawConfig
+from paw.console import Console
+from paw.report.results import System, judge
+from paw.tasks.run_folder import Run
+from paw.tasks.stages import Stages
+
+
+def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
+    console = Console()
+    stages = Stages(config, console)
+    source, target = stages.base(config.source), stages.base(config.target)
+    stages.find(config.dataset.train_split, stages.eval_split)
+    given = stages.given_adapter(config.adapter.path) if config.adapter.path else None
+
+    with Run(config, overrides, run_dir, stages, f"{source.name}-{target.name}") as run:
+        console.banner(f"[1/6] evaluate the source base, {source.name}")
+        run.add(stages.evaluate("source base", source))
+
+        console.banner("[2/6] train the source adapter and evaluate it")
+        adapter = given or stages.train(source)
+        run.keep("source", adapter)
+        run.add(stages.evaluate("source + own adapter", source, adapter))
+
+        console.banner(f"[3/6] transfer it to {target.name}")
+        methods = [config.transfer.method, *config.transfer.controls]
+        moved = {m: stages.transfer(adapter, source, target, None if m == config.transfer.method else m) for m in methods}
+
+        console.banner(f"[4/6] evaluate the target base, {target.name}")
+        base = run.add(stages.evaluate("target base", target))
+
+        console.banner("[5/6] evaluate the transferred adapter")
+        transferred = []
+        for method, adapter in moved.items():
+            run.keep(f"target_{method}", adapter)
+            transferred.append(run.add(stages.evaluate(f"target + {method}", target, adapter)))
+
+        console.banner("[6/6] train the target's own adapter and evaluate it")
+        adapter = stages.train(target)
+        run.keep("target_own", adapter)
+        own = run.add(stages.evaluate("target + own adapter", target, adapter))
+
+        run.said = judge(transferred, base, own, config.seed)
+    return run.systems

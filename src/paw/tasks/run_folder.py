@@ -1,0 +1,111 @@
+"""The folder of one launch: resolved config, log, results, adapters. Made when everything a run needs has been found."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+import yaml
+
+import paw
+from paw.config.schema import PawConfig
+from paw.console import Console
+from paw.models.adapters import BIRTH, CONFIG, WEIGHTS
+from paw.report import results
+from paw.report.results import System
+from paw.store import write_text
+from paw.tasks.stages import Adapter, Stages
+from paw.tracking import open_tracker
+
+log = logging.getLogger("paw")
+
+
+class Run:
+    """`with Run(...) as run:`; whatever happens inside, what was evaluated until then is in the folder."""
+
+    def __init__(self, config: PawConfig, overrides: list[str], run_dir: str | None, stages: Stages, label: str) -> None:
+        self.config, self.console = config, stages.console
+        self.folder = Path(run_dir) if run_dir else _new_folder(Path(config.paths.outputs) / "runs", config.name or label)
+        self.systems: list[System] = []
+        self.said: list[str] = []
+        self._adapters: dict[str, Path] = {}
+        settings = asdict(config)
+        write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+        self.console.keep(self.folder / "run.log")
+        self.console.tracker = open_tracker(config.tracker, self.folder, settings)
+        runtime, command = stages.runtime, " ".join(["python -m paw.run", *(f"'{o}'" if " " in o or "[" in o else o for o in overrides)])
+        self.about = {
+            "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",
+            "device": f"{runtime.device}, {runtime.precision}", "seed": config.seed, "paw": paw.__version__,
+        }  # fmt: skip
+        log.info("paw %s  %s  %s on %s  %s", paw.__version__, self.about["title"], self.about["dataset"], self.about["device"], self.folder)
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.console.close()
+        if error is not None:
+            # the console's own message is written by whoever catches it; the log keeps what happened
+            for handler in log.handlers:
+                if isinstance(handler, logging.FileHandler):
+                    handler.handle(log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error or kind,), (kind, error, trace)))  # type: ignore[arg-type]
+            self.said.insert(0, f"Unfinished: {error or type(error).__name__}")
+        if self.systems:
+            results.write(self.folder, self.systems, self.said, self.about)
+        for name, path in self._adapters.items():
+            _publish(path, self.folder / "adapters" / name)
+        if error is None:
+            self._close()
+        if self.console.tracker is not None:
+            self.console.tracker.finish()
+
+    def add(self, system: System) -> System:
+        self.systems.append(system)
+        r = system.result
+        self.console.start(system.name)
+        self.console.metrics({k: r[k] for k in ("accuracy", "loss", "perplexity") if r[k] is not None}, 0)
+        return system
+
+    def keep(self, name: str, adapter: Adapter) -> None:
+        """The adapter will lie in the run folder under this name, as a plain PEFT folder."""
+        self._adapters[name] = adapter.path
+
+    def _close(self) -> None:
+        if self.systems:
+            log.info("\n%s", results.table(self.systems))
+        if self.said:
+            log.info("\n%s", "\n".join(self.said))
+        log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, self.folder / "summary.md" if self.systems else self.folder,
+                 f", adapters: {self.folder / 'adapters'}" if self._adapters else "")  # fmt: skip
+
+
+def _new_folder(root: Path, label: str) -> Path:
+    """<time>_<label>, with a number where another process had the same second."""
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{label.replace('/', '_')[:100]}"
+    for number in range(1, 1000):
+        folder = root / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise FileExistsError(str(root / name))
+
+
+def _publish(adapter: Path, folder: Path) -> None:
+    """Hard links where the file system has them, copies elsewhere."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG, WEIGHTS, BIRTH):
+        if (adapter / name).is_file() and not (folder / name).exists():
+            try:
+                os.link(adapter / name, folder / name)
+            except OSError:
+                shutil.copy2(adapter / name, folder / name)

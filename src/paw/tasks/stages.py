@@ -1,0 +1,146 @@
+"""The stages a task wires together: each call is one memoised unit of work, told to the console as it goes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from paw.config.compose import transfer_named
+from paw.config.schema import ModelConfig, PawConfig, TransferConfig
+from paw.console import Console
+from paw.data.load import split_file
+from paw.errors import AdapterError
+from paw.evaluation import stage as evaluation
+from paw.models.adapters import check_base, read_config
+from paw.models.load import resolve_runtime
+from paw.models.locate import locate
+from paw.report.results import System
+from paw.store import Artifact, Input, Stage, Store
+from paw.training import stage as training
+from paw.transfer import stage as transferring
+
+log = logging.getLogger("paw")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model that was found: its configuration, and its folder with the fingerprint of its content."""
+
+    config: ModelConfig
+    input: Input
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, and the stages that made it (none for one from elsewhere)."""
+
+    input: Input
+    made: tuple[Artifact, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        return self.input.path
+
+
+class Stages:
+    """Everything is found before anything runs: models, data and adapter raise here, with no run folder yet."""
+
+    def __init__(self, config: PawConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.runtime = resolve_runtime(config.hardware)
+        self.store = Store(Path(config.paths.artifacts), config.force)
+
+    # ---- inputs ----------------------------------------------------------------------------------------
+
+    def base(self, model: ModelConfig) -> Base:
+        return Base(model, self.store.file(locate(model, self.config.paths.models_dir, self.console)))
+
+    def data(self, split: str) -> Input:
+        return self.store.file(split_file(self.config.dataset, split, self.config.paths.data_dir, self.console))
+
+    def find(self, *splits: str) -> None:
+        """Finds (or fetches) splits now, so that a missing one stops the run before any stage."""
+        for split in splits:
+            self.data(split)
+
+    def given_adapter(self, path: str) -> Adapter:
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise AdapterError(f"{path}: no such adapter folder.")
+        read_config(folder)
+        return Adapter(self.store.file(folder))
+
+    @property
+    def eval_split(self) -> str:
+        return self.config.evaluate.split or self.config.dataset.eval_split
+
+    # ---- stages ----------------------------------------------------------------------------------------
+
+    def evaluate(self, name: str, base: Base, adapter: Adapter | None = None) -> System:
+        """One base on the evaluation split, with an adapter or without."""
+        config = evaluation.EvaluateStage(
+            self.config.dataset, self.eval_split, self.config.evaluate, self.runtime, base.config.trust_remote_code
+        )
+        inputs = {"model": base.input, "data": self.data(self.eval_split)}
+        if adapter is not None:
+            check_base(adapter.path, base.input.fingerprint)
+            inputs["adapter"] = adapter.input
+        done = self._run(evaluation.STAGE, config, inputs, name)
+        r = done.result
+        accuracy = "" if r["accuracy"] is None else f"accuracy {r['accuracy']:.3f} ± {r['stderr']:.3f}, "
+        self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}")
+        coverage = next((a.result["coverage"] for a in adapter.made if "coverage" in a.result), None) if adapter else None
+        return System(name, base.name, done, list(adapter.made) if adapter else [], coverage)
+
+    def train(self, base: Base) -> Adapter:
+        """A base's own adapter on the training split."""
+        c = self.config
+        config = training.TrainStage(
+            c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, self.runtime,
+            base.config.hub or str(base.input.path), base.config.trust_remote_code,
+        )  # fmt: skip
+        inputs = {"model": base.input, "data": self.data(c.dataset.train_split)}
+        done = self._run(training.STAGE, config, inputs, f"train {base.name}")
+        loss = done.result["train_loss"]
+        self._tell(done, f"{done.result['steps']} steps" + ("" if loss is None else f", loss {loss:.3f} at the end"))
+        return Adapter(done.as_input(), (done,))
+
+    def transfer(self, adapter: Adapter, source: Base, target: Base, method: str | None = None) -> Adapter:
+        """The source's adapter on the target, by the configured method or by another that stands beside it."""
+        c: TransferConfig = self.config.transfer
+        if method is not None:
+            c = transfer_named(method, c)
+        dataset, split = self.config.dataset, self.config.dataset.train_split
+        config = transferring.TransferStage(
+            replace(c, calibration=None), dataset, split, self.runtime, target.config.hub or str(target.input.path),
+            source.config.trust_remote_code and target.config.trust_remote_code,
+        )  # fmt: skip
+        inputs = {"adapter": adapter.input, "source": source.input, "target": target.input} | self._calibration(c)
+        done = self._run(transferring.STAGE, config, inputs, f"transfer by {c.method}")
+        r = done.result
+        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter; "
+                         f"similarity {r['similarity']:.3f} (chance {r['chance']:.3f})")  # fmt: skip
+        return Adapter(done.as_input(), (*adapter.made, done))
+
+    def _calibration(self, c: TransferConfig) -> dict[str, Input]:
+        text = c.calibration or self.config.dataset.calibration
+        if text is None:
+            return {"data": self.data(self.config.dataset.train_split)}
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise AdapterError(f"transfer.calibration: {path} is no file. Give a text file with a document a line.")
+        return {"calibration": self.store.file(path)}
+
+    def _run(self, stage: Stage, config: object, inputs: dict[str, Input], label: str) -> Artifact:
+        self.console.start(label)
+        return self.store.run(stage, config, inputs, self.console)
+
+    def _tell(self, done: Artifact, text: str) -> None:
+        self.console.close()
+        log.info("      %-9s %s  (%.1f s%s)", "reused" if done.reused else "computed", text, done.cost["seconds"] or 0,
+                 " when it ran" if done.reused else "")  # fmt: skip

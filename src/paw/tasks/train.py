@@ -1,0 +1,26 @@
+"""task=train: an adapter for the source model, and its evaluation beside its base."""
+
+from __future__ import annotations
+
+from paw.config.schema import PawConfig
+from paw.console import Console
+from paw.report.results import System
+from paw.tasks.run_folder import Run
+from paw.tasks.stages import Stages
+
+
+def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
+    console = Console()
+    stages = Stages(config, console)
+    base = stages.base(config.source)
+    stages.find(config.dataset.train_split, stages.eval_split)
+
+    with Run(config, overrides, run_dir, stages, f"train_{base.name}") as run:
+        console.banner(f"[1/3] train {base.name}")
+        adapter = stages.train(base)
+        run.keep("source", adapter)
+        console.banner("[2/3] evaluate the base")
+        run.add(stages.evaluate("source base", base))
+        console.banner("[3/3] evaluate the adapter")
+        run.add(stages.evaluate("source + own adapter", base, adapter))
+    return run.systems

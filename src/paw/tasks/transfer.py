@@ -1,0 +1,29 @@
+"""task=transfer: one adapter (adapter.path, or the source's own training) moved to the target, without evaluation."""
+
+from __future__ import annotations
+
+from paw.config.schema import PawConfig
+from paw.console import Console
+from paw.tasks.run_folder import Run
+from paw.tasks.stages import Adapter, Stages
+
+
+def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> dict[str, Adapter]:
+    console = Console()
+    stages = Stages(config, console)
+    source, target = stages.base(config.source), stages.base(config.target)
+    given = stages.given_adapter(config.adapter.path) if config.adapter.path else None
+    if given is None:
+        stages.find(config.dataset.train_split)
+
+    with Run(config, overrides, run_dir, stages, f"transfer_{source.name}-{target.name}") as run:
+        if given is None:
+            console.banner(f"train the source adapter on {source.name}")
+        adapter = given or stages.train(source)
+        run.keep("source", adapter)
+        console.banner(f"transfer it to {target.name}")
+        methods = [config.transfer.method, *config.transfer.controls]
+        moved = {m: stages.transfer(adapter, source, target, None if m == config.transfer.method else m) for m in methods}
+        for method, result in moved.items():
+            run.keep(f"target_{method}", result)
+    return moved

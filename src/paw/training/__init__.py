@@ -1,0 +1,1 @@
+"""Training an adapter with Lightning, the loss on the answer only."""

@@ -1,0 +1,42 @@
+"""One file per method. A method supplies two maps for a pair of modules and never builds an adapter itself.
+
+A new method is one file here that sets METHOD, and one yaml in conf/transfer; if it has parameters of its own, also a
+dataclass in paw/config/schema.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import Generator, Tensor
+
+from paw.errors import TransferError, nearest
+from paw.transfer.maps import Maps
+from paw.transfer.pairing import Pair
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    Attributes:
+        maps: T_in and T_out for a pair, given the method's configuration.
+        text: whether the pair's sites must have been seen on text.
+        spoil: placebos only: destroys a finished pair of factors (A: r×n, B: m×r) while keeping what it should match.
+    """
+
+    maps: Callable[[Pair, Any], Maps]
+    text: bool
+    spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
+
+
+def method_named(name: str) -> Method:
+    known = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__"]
+    if name not in known:
+        raise TransferError(f"transfer.method: no method {name!r}." + nearest(name, known))
+    found = import_module(f"paw.transfer.methods.{name}").METHOD
+    assert isinstance(found, Method)
+    return found

@@ -1,0 +1,16 @@
+"""Factors cut, or filled with zeros, to the target's shape: T_in = [I 0], T_out = [I; 0]. What PAW's last commit does."""
+
+from __future__ import annotations
+
+from paw.config.schema import TransferConfig
+from paw.transfer.maps import Eye, Maps
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: TransferConfig) -> Maps:
+    (m_s, n_s), (m_t, n_t) = pair.w_s.shape, pair.w_t.shape
+    return Maps(Eye(n_s, n_t), Eye(m_t, m_s))
+
+
+METHOD = Method(maps, text=False)

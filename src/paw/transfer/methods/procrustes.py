@@ -1,0 +1,20 @@
+"""Orthogonal maps between activations at the same text positions: T_in = polar(C_st), T_out = polar(C_ts).
+
+Schönemann 1966; uncentred, since the mean direction carries much of an adapter's effect. Orthogonal maps keep norms, so
+noise in the statistics does not shrink the adapter as a regression does.
+"""
+
+from __future__ import annotations
+
+from paw.config.schema import TransferConfig
+from paw.transfer.maps import Maps, Product
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: TransferConfig) -> Maps:
+    reads, writes = pair.seen()
+    return Maps(Product((reads.procrustes,)), Product((writes.procrustes.T,)))
+
+
+METHOD = Method(maps, text=True)

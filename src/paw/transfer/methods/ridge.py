@@ -1,0 +1,19 @@
+"""Penalised least squares: T_in = C_st(C_tt + λI)⁻¹, T_out = C_ts(C_ss + λI)⁻¹.
+
+At λ → 0 the exact minimiser of E‖T_out ΔW_s x_s − ΔW_t x_t‖² over all ΔW_t, and of the adapter's rank by itself.
+"""
+
+from __future__ import annotations
+
+from paw.config.schema import RidgeConfig
+from paw.transfer.maps import Maps, Product
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: RidgeConfig) -> Maps:
+    reads, writes = pair.seen()
+    return Maps(Product((reads.ridge_to_source(config.penalty),)), Product((writes.ridge_to_target(config.penalty),)))
+
+
+METHOD = Method(maps, text=True)
