@@ -119,16 +119,35 @@ def make_base(family: str, world: World) -> None:
     )
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     tok = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", pad_token="<pad>", model_max_length=256)
-    shared = dict(
-        vocab_size=len(tok), max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=None
-    )
+    shared = {
+        "vocab_size": len(tok),
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "bos_token_id": BOS,
+        "pad_token_id": PAD,
+        "eos_token_id": None,
+    }
     if family == "llama":
         model = LlamaForCausalLM(
-            LlamaConfig(hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, **shared)
+            LlamaConfig(
+                hidden_size=128,
+                intermediate_size=320,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                **shared,
+            )
         )
     else:
         model = Qwen2ForCausalLM(
-            Qwen2Config(hidden_size=160, intermediate_size=400, num_hidden_layers=5, num_attention_heads=5, num_key_value_heads=1, **shared)
+            Qwen2Config(
+                hidden_size=160,
+                intermediate_size=400,
+                num_hidden_layers=5,
+                num_attention_heads=5,
+                num_key_value_heads=1,
+                **shared,
+            )
         )
 
     def pad(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -151,7 +170,10 @@ def make_base(family: str, world: World) -> None:
             print(f"{family} step {step} of {STEPS}, loss {loss:.3f}, {time.time() - began:.0f} s", flush=True)
     model.save_pretrained(OUT / f"tiny_{family}")
     tok.save_pretrained(OUT / f"tiny_{family}")
-    print(f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tok)}", flush=True)
+    print(
+        f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tok)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ class Console:
     def __init__(self, tracker: Tracker | None = None) -> None:
         self.tracker, self.label = tracker, ""
         self.live = sys.stderr.isatty()
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         self._last = self._began = time.monotonic()
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -42,6 +43,13 @@ class Console:
         logging.captureWarnings(True)
         warned = logging.getLogger("py.warnings")
         warned.handlers, warned.propagate = [handler], False
+
+    def note_failure(self, error: BaseException) -> None:
+        """Into the log file only, with its traceback: whoever catches it tells the user in one line."""
+        for handler in log.handlers:
+            if isinstance(handler, logging.FileHandler):
+                where = (type(error), error, error.__traceback__)
+                handler.handle(log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error,), where))
 
     def banner(self, text: str) -> None:
         self.close()

@@ -42,6 +42,8 @@ def checked(argv: list[str]) -> list[str]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign, assignment]
     args = parser.parse_args(argv)
+    if args.config_name or args.config_path:
+        refuse("--config-name and --config-path are fixed; add configs of your own with --config-dir")
     asks_hydra = args.hydra_help or args.shell_completion or args.info is not None
     if not asks_hydra:
         check(with_demo(args.overrides), sweep=args.multirun, config_dir=args.config_dir)

@@ -27,9 +27,9 @@ def open_tracker(config: TrackerConfig, run_dir: Path, settings: dict[str, Any])
     """
     if config.name == "none":
         return None
-    start: Callable[[TrackerConfig, Path, dict[str, Any]], Tracker] = {"swanlab": _SwanLab, "tensorboard": _TensorBoard}[config.name]
+    starts: dict[str, Callable[[TrackerConfig, Path, dict[str, Any]], Tracker]] = {"swanlab": _SwanLab, "tensorboard": _TensorBoard}
     try:
-        return _Guarded(start(config, run_dir, settings))
+        return _Guarded(starts[config.name](config, run_dir, settings))
     except ImportError as e:
         raise ConfigError(f"tracker={config.name}: the package {e.name} is not installed. Install it: pip install {e.name}") from None
     except Exception as e:

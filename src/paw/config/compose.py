@@ -133,7 +133,8 @@ def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> 
     texts = [_choices(o) for o in overrides]
     first = [t[0] for t in texts]
     variants = [first] + [[*first[:i], c, *first[i + 1 :]] for i, t in enumerate(texts) for c in t[1:]]
-    return [_compose(v, config_dir) for v in variants][0]
+    results = [_compose(v, config_dir) for v in variants]
+    return results[0]
 
 
 def _choices(override: Override) -> list[str]:
@@ -228,12 +229,12 @@ def _dataclass_named(annotation: str) -> Any:
 
 def _walk(config: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig, Any]]:
     for key in config:
-        yield f"{path}{key}", config, key
+        yield f"{path}{key!s}", config, key
         if not OmegaConf.is_missing(config, key) and isinstance(config._get_node(key), DictConfig):
             node = config._get_node(key)
             assert isinstance(node, DictConfig)
             if not node._is_none() and not node._is_interpolation():
-                yield from _walk(node, f"{path}{key}.")
+                yield from _walk(node, f"{path}{key!s}.")
 
 
 def _refuse_unknown_keys(config: DictConfig) -> None:

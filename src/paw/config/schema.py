@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from paw.errors import ConfigError
-from paw.paths import conf_dir, embedded
+from paw.paths import PACKAGE, conf_dir, embedded
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
@@ -70,6 +70,10 @@ class DatasetConfig:
     calibration: Optional[str] = transient(None)  # unlabelled text for transfer; else the train split's questions
     train_split: str = transient("train")
     eval_split: str = transient("test")
+
+    def __post_init__(self) -> None:
+        kinds = sorted(p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__")
+        one_of("dataset.kind", self.kind, tuple(kinds))
 
 
 @dataclass

@@ -86,9 +86,9 @@ def sample(found: list[Example], ratio: float, limit: int | None, seed: int) -> 
 
 
 def _rows(file: Path) -> Iterator[tuple[int, Row]]:
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8")
+    opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened as f:
+        with opener(file, "rt", encoding="utf-8") as f:
             for number, text in enumerate(f, 1):
                 if not text.strip():
                     continue

@@ -45,7 +45,11 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     config = read_config(folder)
     if config.get("peft_type") != "LORA":
         raise AdapterError(f"{folder}: is a {config.get('peft_type')} adapter; only LoRA is read here.")
-    for key, none, name in (("use_dora", False, "DoRA magnitudes"), ("bias", "none", "biases"), ("modules_to_save", None, "whole modules")):
+    for key, none, name in (
+        ("use_dora", False, "DoRA magnitudes"),
+        ("bias", "none", "biases"),
+        ("modules_to_save", None, "whole modules"),
+    ):
         if config.get(key, none) not in (none, None, []):
             raise AdapterError(f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without.")
     tensors = _tensors(folder / WEIGHTS)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -137,19 +138,30 @@ def _dequantised(gguf: Path, sha256: str, name: str, watch: Watch) -> Path:
 
 def _from_hub(config: ModelConfig, tried: list[str], watch: Watch) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     assert config.hub is not None
-    ask = {"repo_id": config.hub, "revision": config.revision, "allow_patterns": HUB_FILES, "ignore_patterns": HUB_LEFT_OUT}
+    ask: dict[str, Any] = {
+        "repo_id": config.hub,
+        "revision": config.revision,
+        "allow_patterns": HUB_FILES,
+        "ignore_patterns": HUB_LEFT_OUT,
+    }
     try:
-        cached = Path(snapshot_download(**ask, local_files_only=True))  # type: ignore[arg-type]
+        cached = Path(snapshot_download(**ask, local_files_only=True))
         if any(cached.glob("*.safetensors")):
             return _folder(cached, config.name, watch)
     except (LocalEntryNotFoundError, HFValidationError):
         pass
     try:
         watch.say(f"{config.name}: fetching {config.hub} from the hub")
-        return _folder(Path(snapshot_download(**ask)), config.name, watch)  # type: ignore[arg-type]
+        return _folder(Path(snapshot_download(**ask)), config.name, watch)
     except GatedRepoError:
         raise ModelError(f"{config.name}: {config.hub} is gated. Accept its terms on the hub and run `hf auth login`.") from None
     except (RepositoryNotFoundError, HFValidationError):

@@ -56,7 +56,13 @@ def compare(after: System, before: System, seed: int = 0) -> dict[str, Any]:
     """Two systems on the same questions: mean difference, its paired bootstrap interval, flips and exact McNemar."""
     (of, a), (_, b) = after.scores(), before.scores()
     low, high = np.percentile(resampled_means((a - b)[:, None], seed)[:, 0], [2.5, 97.5])
-    out: dict[str, Any] = {"versus": before.name, "of": of, "difference": float((a - b).mean()), "low": float(low), "high": float(high)}
+    out: dict[str, Any] = {
+        "versus": before.name,
+        "of": of,
+        "difference": float((a - b).mean()),
+        "low": float(low),
+        "high": float(high),
+    }
     if of == "accuracy":
         out["gained"], out["lost"], out["p"] = mcnemar(b, a)
     return out
@@ -98,7 +104,18 @@ def _difference(versus: dict[str, Any]) -> str:
 
 def table(systems: list[System]) -> str:
     """The systems as an aligned Markdown table."""
-    head = ["system", "accuracy", "loss", "perplexity", "seconds", "RAM MiB", "GPU MiB", "coverage", "gap recovered", "stages"]
+    head = [
+        "system",
+        "accuracy",
+        "loss",
+        "perplexity",
+        "seconds",
+        "RAM MiB",
+        "GPU MiB",
+        "coverage",
+        "gap recovered",
+        "stages",
+    ]
     return aligned([head, *(_cells(s) for s in systems)])
 
 
@@ -123,8 +140,10 @@ def aligned(rows: list[list[str]]) -> str:
 def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any]) -> None:
     """results.json, results.csv and summary.md, each whole or not at all."""
     rows = [s.row() for s in systems]
-    full = [row | {"gap": asdict(s.gap) if s.gap else None, "versus": s.versus,
-                   "artifacts": {a.stage: str(a.path) for a in [*s.made, s.evaluation]}} for row, s in zip(rows, systems, strict=True)]  # fmt: skip
+    full = []
+    for row, system in zip(rows, systems, strict=True):
+        stages = {a.stage: str(a.path) for a in [*system.made, system.evaluation]}
+        full.append(row | {"gap": asdict(system.gap) if system.gap else None, "versus": system.versus, "artifacts": stages})
     write_text(folder / "results.json", json.dumps(about | {"said": said, "systems": full}, indent=1) + "\n")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["system"])
@@ -138,4 +157,7 @@ def write(folder: Path, systems: list[System], said: list[str], about: dict[str,
         "Gap recovered is (transferred − base)/(own − base) with a paired bootstrap interval of 95 %. "
         "Seconds are those of the stages when they ran."
     )
-    write_text(folder / "summary.md", f"# {about['title']}\n\n    {about['command']}\n\n{facts}\n\n{table(systems)}\n\n{lines}\n\n{notes}\n")
+    write_text(
+        folder / "summary.md",
+        f"# {about['title']}\n\n    {about['command']}\n\n{facts}\n\n{table(systems)}\n\n{lines}\n\n{notes}\n",
+    )

@@ -14,7 +14,6 @@ import yaml
 
 import paw
 from paw.config.schema import PawConfig
-from paw.console import Console
 from paw.models.adapters import BIRTH, CONFIG, WEIGHTS
 from paw.report import results
 from paw.report.results import System
@@ -38,12 +37,22 @@ class Run:
         write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.console.keep(self.folder / "run.log")
         self.console.tracker = open_tracker(config.tracker, self.folder, settings)
-        runtime, command = stages.runtime, " ".join(["python -m paw.run", *(f"'{o}'" if " " in o or "[" in o else o for o in overrides)])
+        runtime, command = (
+            stages.runtime,
+            " ".join(["python -m paw.run", *(f"'{o}'" if " " in o or "[" in o else o for o in overrides)]),
+        )
         self.about = {
             "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",
             "device": f"{runtime.device}, {runtime.precision}", "seed": config.seed, "paw": paw.__version__,
         }  # fmt: skip
-        log.info("paw %s  %s  %s on %s  %s", paw.__version__, self.about["title"], self.about["dataset"], self.about["device"], self.folder)
+        log.info(
+            "paw %s  %s  %s on %s  %s",
+            paw.__version__,
+            self.about["title"],
+            self.about["dataset"],
+            self.about["device"],
+            self.folder,
+        )
         self._began = time.monotonic()
 
     def __enter__(self) -> Run:
@@ -52,10 +61,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.console.close()
         if error is not None:
-            # the console's own message is written by whoever catches it; the log keeps what happened
-            for handler in log.handlers:
-                if isinstance(handler, logging.FileHandler):
-                    handler.handle(log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error or kind,), (kind, error, trace)))  # type: ignore[arg-type]
+            self.console.note_failure(error)
             self.said.insert(0, f"Unfinished: {error or type(error).__name__}")
         if self.systems:
             results.write(self.folder, self.systems, self.said, self.about)
@@ -82,8 +88,9 @@ class Run:
             log.info("\n%s", results.table(self.systems))
         if self.said:
             log.info("\n%s", "\n".join(self.said))
-        log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, self.folder / "summary.md" if self.systems else self.folder,
-                 f", adapters: {self.folder / 'adapters'}" if self._adapters else "")  # fmt: skip
+        summary = self.folder / "summary.md" if self.systems else self.folder
+        adapters = f", adapters: {self.folder / 'adapters'}" if self._adapters else ""
+        log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, summary, adapters)
 
 
 def _new_folder(root: Path, label: str) -> Path:

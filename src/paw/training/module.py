@@ -31,7 +31,9 @@ class AnswerLoss(pl.LightningModule):
         loss = -logprobs.sum() / mask.sum()
         self.losses.append(float(loss.detach()))
         if not math.isfinite(self.losses[-1]):
-            raise StageError(f"train: the loss is not finite at step {len(self.losses)}. Lower train.lr, or use hardware.precision=float32.")
+            raise StageError(
+                f"train: the loss is not finite at step {len(self.losses)}. Lower train.lr, or use hardware.precision=float32."
+            )
         return loss
 
     def transfer_batch_to_device(self, batch: list[Encoded], device: torch.device, dataloader_idx: int) -> list[Encoded]:

@@ -19,6 +19,7 @@ from paw.models.load import Runtime
 from paw.store import Input, Stage, Watch
 
 CURVE = "curve.jsonl"
+PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 STAGE = Stage("train", "1", "paw.training.stage:train")
 
 
@@ -68,13 +69,17 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
         torch.manual_seed(c.seed)
-        module = AnswerLoss(_adapted(get_peft_model, load_model(base.path, runtime, config.trust_remote_code), lora), c, tokenizer.pad_token_id)
+        module = AnswerLoss(
+            _adapted(get_peft_model, load_model(base.path, runtime, config.trust_remote_code), lora),
+            c,
+            tokenizer.pad_token_id,
+        )
         trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
         logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
         trainer = pl.Trainer(
             max_steps=c.max_steps, accelerator="gpu" if runtime.device == "cuda" else "cpu", devices=runtime.devices,
-            strategy=runtime.strategy, precision={"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}[runtime.precision],
+            strategy=runtime.strategy, precision=PRECISION[runtime.precision],
             gradient_clip_val=c.grad_clip or None, callbacks=[_watching(watch, c.max_steps)], logger=False,
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(out),
         )  # fmt: skip
@@ -99,7 +104,9 @@ def _adapted(get_peft_model: Any, model: Any, lora: Any) -> Any:
         return get_peft_model(model, lora)
     except ValueError:
         have = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
-        raise AdapterError(f"adapter.target_modules: the model has none of {sorted(lora.target_modules)}; it has {', '.join(have)}.") from None
+        raise AdapterError(
+            f"adapter.target_modules: the model has none of {sorted(lora.target_modules)}; it has {', '.join(have)}."
+        ) from None
 
 
 def _watching(watch: Watch, total: int) -> Any:

@@ -44,7 +44,9 @@ def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> li
         if found >= limit:
             break
     if not found:
-        raise TransferError("the two tokenizers end no word of the calibration text at the same place. Give other text: transfer.calibration.")
+        raise TransferError(
+            "the two tokenizers end no word of the calibration text at the same place. Give other text: transfer.calibration."
+        )
     return out
 
 
@@ -73,7 +75,10 @@ def second_moments(
     spaces = ({s for s, _ in wanted}, {t for _, t in wanted})
     count = 0
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].source))
-    with _Recorder(source, {s: names_s[s] for s in spaces[0]}) as seen_s, _Recorder(target, {t: names_t[t] for t in spaces[1]}) as seen_t:
+    with (
+        _Recorder(source, {s: names_s[s] for s in spaces[0]}) as seen_s,
+        _Recorder(target, {t: names_t[t] for t in spaces[1]}) as seen_t,
+    ):
         for start in range(0, len(order), batch_size):
             batch = [texts[i] for i in order[start : start + batch_size]]
             row = [r for r, text in enumerate(batch) for _ in text.positions]
@@ -81,7 +86,12 @@ def second_moments(
                 recorder.keep = (torch.tensor(row), torch.tensor([p[side] for text in batch for p in text.positions]))
                 ids = [text.target if side else text.source for text in batch]
                 mask = pad([[1] * len(i) for i in ids], 0).to(model.device)
-                model(input_ids=pad(ids, pads[side]).to(model.device), attention_mask=mask, logits_to_keep=1, use_cache=False)
+                model(
+                    input_ids=pad(ids, pads[side]).to(model.device),
+                    attention_mask=mask,
+                    logits_to_keep=1,
+                    use_cache=False,
+                )
                 for space, x in recorder.now.items():
                     _add(grams[side], space, x.T @ x)
             for s, t in wanted:

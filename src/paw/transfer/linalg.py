@@ -15,7 +15,8 @@ def _work(m: Tensor) -> Tensor:
 def polar(m: Tensor) -> Tensor:
     """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes for m = aᵀb."""
     u, _, vh = torch.linalg.svd(_work(m), full_matrices=False)
-    return (u @ vh).to(m.dtype)
+    rotation: Tensor = u @ vh
+    return rotation.to(m.dtype)
 
 
 def ridge(cross: Tensor, gram: Tensor, penalty: float) -> Tensor:
@@ -25,7 +26,8 @@ def ridge(cross: Tensor, gram: Tensor, penalty: float) -> Tensor:
     """
     g = _work(gram)
     g = g + penalty * g.diagonal().mean() * torch.eye(len(g), dtype=g.dtype, device=g.device)
-    return torch.linalg.solve(g, cross.to(g.dtype).T).T.to(cross.dtype)
+    solved: Tensor = torch.linalg.solve(g, cross.to(g.dtype).T)
+    return solved.T.to(cross.dtype)
 
 
 def singular_basis(w: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -91,7 +91,7 @@ class Pair:
     @cached_property
     def k(self) -> int:
         """Singular vectors a side: at most half of the smallest dimension, beyond which subspaces say little."""
-        return max(1, min(self.basis, min(*self.w_s.shape, *self.w_t.shape) // 2))
+        return max(1, min(self.basis, int(min(*self.w_s.shape, *self.w_t.shape)) // 2))
 
     @cached_property
     def basis_s(self) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,8 @@ class Pair:
 
     def seen(self) -> tuple[Site, Site]:
         """Both sites, for methods that declared they need text."""
-        assert self.reads is not None and self.writes is not None
+        assert self.reads is not None
+        assert self.writes is not None
         return self.reads, self.writes
 
 

@@ -99,7 +99,7 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         "method": c.method,
         "coverage": len(used) / len(adapter),  # of the source adapter's modules
         "target_modules": len(moved),
-        "target_coverage": len(moved) / sum(len({r for r in roles}) for roles in models.names_t.values()),
+        "target_coverage": len(moved) / sum(map(len, models.names_t.values())),
         "positions": sum(len(t.positions) for t in models.texts) or None,
         "similarity": sum(r["similarity"] for r in rows) / len(rows),
         "chance": sum(r["chance"] for r in rows) / len(rows),
@@ -119,7 +119,7 @@ def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, gener
         a, b = method.spoil(a, b, generator)
     new = Factors(a.float().cpu(), b.float().cpu())
     similarity, chance = _similarity(pair, maps)
-    row = {
+    row: dict[str, Any] = {
         "source": pair.source, "target": pair.target, "similarity": similarity, "chance": chance, "excess": similarity - chance,
         "norm_before": factors.norm(), "norm_after": new.norm(),
         "relative_before": factors.norm() / float(pair.w_s.norm()), "relative_after": new.norm() / float(pair.w_t.norm()),
@@ -157,7 +157,7 @@ def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
     assert pair.reads is not None
     share_s = _energy(old.a.to(pair.w_s.device), old.b.to(pair.w_s.device), pair.reads.gram_s, pair.w_s)
     share_t = _energy(new.a, new.b, pair.reads.gram_t, pair.w_t)
-    return (share_s / max(share_t, 1e-30)) ** 0.5
+    return float((share_s / max(share_t, 1e-30)) ** 0.5)
 
 
 def _energy(a: Any, b: Any, gram: Any, w: Any) -> float:

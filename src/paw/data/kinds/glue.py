@@ -17,4 +17,10 @@ def normalise(row: Row) -> Row:
         question, choices = f"Question 1: {row['question1']}\nQuestion 2: {row['question2']}", ["no", "yes"]
     else:
         question, choices = row["sentence"].strip(), ["negative", "positive"]
-    return {"id": str(row["idx"]), "question": question, "choices": choices, "labels": ["0", "1"], "answer": str(row["label"])}
+    return {
+        "id": str(row["idx"]),
+        "question": question,
+        "choices": choices,
+        "labels": ["0", "1"],
+        "answer": str(row["label"]),
+    }

@@ -11,4 +11,9 @@ __all__ = ["normalise", "render"]
 def normalise(row: Row) -> Row:
     if "goal" not in row:
         return row
-    return {"question": row["goal"], "choices": [row["sol1"], row["sol2"]], "labels": ["0", "1"], "answer": str(row["label"])}
+    return {
+        "question": row["goal"],
+        "choices": [row["sol1"], row["sol2"]],
+        "labels": ["0", "1"],
+        "answer": str(row["label"]),
+    }

@@ -9,7 +9,12 @@ from paw.data.example import Example, Row
 def normalise(row: Row) -> Row:
     if "sentence" not in row:
         return row
-    return {"question": row["sentence"], "choices": [row["option1"], row["option2"]], "labels": ["1", "2"], "answer": row["answer"]}
+    return {
+        "question": row["sentence"],
+        "choices": [row["option1"], row["option2"]],
+        "labels": ["1", "2"],
+        "answer": row["answer"],
+    }
 
 
 def render(row: Row, dataset: DatasetConfig) -> Example:

@@ -30,7 +30,8 @@ def spoil(a: Tensor, b: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
 def _frame(like: Tensor, generator: Generator) -> Tensor:
     """A random orthonormal frame (d×r), uniformly distributed."""
     q, r = torch.linalg.qr(torch.randn(like.shape, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).to(like)
+    frame: Tensor = q * r.diagonal().sign()
+    return frame.to(like)
 
 
 METHOD = Method(maps, text=True, spoil=spoil)
