@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -53,8 +54,6 @@ def checked(argv: list[str]) -> list[str]:
 
 def launch() -> None:
     """Hydra's own main: single runs, sweeps and launchers."""
-    import os
-
     import hydra
 
     from paw.config.schema import register
@@ -62,6 +61,8 @@ def launch() -> None:
 
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to `entry` whole
+    # Threads that wait by spinning make two runs on the same cores take minutes where sleeping ones take seconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 

@@ -17,7 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from paw.config.schema import ModelConfig, PawConfig, TransferConfig, register
+from paw.config.schema import TRANSFER_SCHEMAS, ModelConfig, PawConfig, RandomConfig, TransferConfig, register
 from paw.errors import ConfigError, nearest
 from paw.paths import conf_dir
 
@@ -102,14 +102,14 @@ def transfer_named(name: str, like: TransferConfig) -> TransferConfig:
     if name not in groups()["transfer"]:
         raise ConfigError(f"transfer.controls: no method {name!r}." + nearest(name, groups()["transfer"]))
     if name == like.method:
-        raise ConfigError(f"transfer.controls: {name} is the method itself; name others to stand beside it.")
-    from paw.config.schema import TRANSFER_SCHEMAS
-
-    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig)} | {"method": name, "controls": []}
+        return like
     own = TRANSFER_SCHEMAS.get(name, TransferConfig)
-    if "reference" in {f.name for f in fields(own)} and like.method != name:
-        shared["reference"] = like.method  # a placebo is matched to the method it stands beside
-    return own(**shared)
+    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig)} | {"controls": []}
+    chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
+    values = shared | {k: v for k, v in chosen.items() if k not in ("defaults", "seed")}
+    if own is RandomConfig:
+        values["reference"] = like.method  # a placebo is matched to the method it stands beside
+    return own(**values)
 
 
 # ---- what can be wrong, in one line each ------------------------------------------------------------

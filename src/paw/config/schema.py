@@ -137,19 +137,21 @@ class TransferConfig:
     """What every method shares; a method's own parameters stand in a subclass."""
 
     method: str = MISSING
+    evidence: str = "text"  # what the method looks at: text needs a pass of both models, weights does not
     layers: str = "proportional"
     gain: str = "activation"  # none, weight, activation, or a number
     basis: int = 320  # singular vectors kept a side, at most half of the smallest dimension
     similarity: str = "raw"
     similarity_threshold: float = 1e-4
     positions: int = 16384  # calibration positions
-    calibration: Optional[str] = None  # a text file, a document a line; else the data set's own text
-    batch_size: int = transient(16)  # calibration texts at a time
-    memory_gb: float = transient(8.0)  # for statistics; more layers a pass over the text where there is more
+    calibration: Optional[str] = transient(None)  # a text file, a document a line; else the data set's own text
+    batch_size: int = transient(32)  # calibration texts at a time
+    memory_gb: float = transient(8.0)  # for moments: kept if they fit, else streamed in groups of layers that do
     seed: int = 0
     controls: list[str] = field(default_factory=list, metadata={"transient": True})  # other methods, shown beside
 
     def __post_init__(self) -> None:
+        one_of("transfer.evidence", self.evidence, ("text", "weights"))
         one_of("transfer.layers", self.layers, ("proportional", "index"))
         one_of("transfer.similarity", self.similarity, ("raw", "excess"))
         if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.gain):
@@ -245,7 +247,7 @@ class PawConfig:
         tasks = sorted(p.stem for p in (conf_dir() / "task").glob("*.yaml"))
         one_of("task", self.task, tuple(tasks))
         for stage in self.force:
-            one_of("force", stage, ("evaluate", "train", "transfer", "all"))
+            one_of("force", stage, ("evaluate", "train", "calibrate", "transfer", "all"))
 
 
 TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {"ridge": RidgeConfig, "random": RandomConfig}

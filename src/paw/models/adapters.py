@@ -82,10 +82,11 @@ def write_adapter(folder: Path, modules: Mapping[str, Factors], base_name: str |
     from peft import LoraConfig
     from safetensors.torch import save_file
 
-    rank = next(iter(modules.values())).rank
+    rank = max(factors.rank for factors in modules.values())
+    others = {name: factors.rank for name, factors in modules.items() if factors.rank != rank}
     config = LoraConfig(
         r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(modules), task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name, inference_mode=True,
+        base_model_name_or_path=base_name, inference_mode=True, rank_pattern=others, alpha_pattern=others,
     )  # fmt: skip
     config.save_pretrained(str(folder))
     tensors = {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from pathlib import Path
 
 from paw.errors import ModelError
@@ -20,15 +23,17 @@ def dequantise(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-    except (ValueError, OSError, KeyError, IndexError, NotImplementedError, RuntimeError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ModelError(f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder.") from None
-    # What was read is no longer quantised, and transformers refuses to save what claims to be.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(str(out))
-    tokenizer.save_pretrained(str(out))
+    # On a terminal the reader's own bars show progress; in a log they would flood it.
+    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        except (ValueError, OSError, KeyError, IndexError, NotImplementedError, RuntimeError) as e:
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise ModelError(f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder.") from None
+        # What was read is no longer quantised, and transformers refuses to save what claims to be.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(str(out))
+        tokenizer.save_pretrained(str(out))

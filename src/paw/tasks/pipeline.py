@@ -26,8 +26,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         run.add(stages.evaluate("source + own adapter", source, adapter))
 
         console.banner(f"[3/6] transfer it to {target.name}")
-        methods = [config.transfer.method, *config.transfer.controls]
-        moved = {m: stages.transfer(adapter, source, target, None if m == config.transfer.method else m) for m in methods}
+        moved = {m: stages.transfer(adapter, source, target, m) for m in stages.methods()}
 
         console.banner(f"[4/6] evaluate the target base, {target.name}")
         base = run.add(stages.evaluate("target base", target))

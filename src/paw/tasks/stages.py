@@ -10,15 +10,18 @@ from paw.config.compose import transfer_named
 from paw.config.schema import ModelConfig, PawConfig, TransferConfig
 from paw.console import Console
 from paw.data.load import split_file
-from paw.errors import AdapterError
+from paw.errors import AdapterError, ConfigError
 from paw.evaluation import stage as evaluation
 from paw.models.adapters import check_base, read_config
 from paw.models.load import resolve_runtime
 from paw.models.locate import locate
+from paw.models.tensors import linear_shapes
 from paw.report.results import System
 from paw.store import Artifact, Input, Stage, Store
 from paw.training import stage as training
+from paw.transfer import calibrate as calibrating
 from paw.transfer import stage as transferring
+from paw.transfer.modules import all_pairs, by_layer, moments_bytes
 
 log = logging.getLogger("paw")
 
@@ -54,6 +57,7 @@ class Stages:
         self.config, self.console = config, console
         self.runtime = resolve_runtime(config.hardware)
         self.store = Store(Path(config.paths.artifacts), config.force)
+        self._told: set[str] = set()
 
     # ---- inputs ----------------------------------------------------------------------------------------
 
@@ -110,22 +114,44 @@ class Stages:
         self._tell(done, f"{done.result['steps']} steps" + ("" if loss is None else f", loss {loss:.3f} at the end"))
         return Adapter(done.as_input(), (done,))
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base, method: str | None = None) -> Adapter:
+    def methods(self) -> list[str]:
+        """The configured method first, then what stands beside it."""
+        return list(dict.fromkeys([self.config.transfer.method, *self.config.transfer.controls]))
+
+    def transfer(self, adapter: Adapter, source: Base, target: Base, method: str) -> Adapter:
         """The source's adapter on the target, by the configured method or by another that stands beside it."""
-        c: TransferConfig = self.config.transfer
-        if method is not None:
-            c = transfer_named(method, c)
-        dataset, split = self.config.dataset, self.config.dataset.train_split
+        c = transfer_named(method, self.config.transfer)
+        trust = source.config.trust_remote_code and target.config.trust_remote_code
         config = transferring.TransferStage(
-            replace(c, calibration=None), dataset, split, self.runtime, target.config.hub or str(target.input.path),
-            source.config.trust_remote_code and target.config.trust_remote_code,
-        )  # fmt: skip
-        inputs = {"adapter": adapter.input, "source": source.input, "target": target.input} | self._calibration(c)
+            c, self.config.dataset, self.config.dataset.train_split, self.runtime, target.config.hub or str(target.input.path), trust
+        )
+        inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
+        if c.evidence == "text" or c.gain == "activation":
+            inputs |= self._moments(c, source, target, trust)
         done = self._run(transferring.STAGE, config, inputs, f"transfer by {c.method}")
         r = done.result
-        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter; "
-                         f"similarity {r['similarity']:.3f} (chance {r['chance']:.3f})")  # fmt: skip
+        self._tell(
+            done,
+            f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter; "
+            f"similarity {r['similarity']:.3f} (chance {r['chance']:.3f})",
+        )
         return Adapter(done.as_input(), (*adapter.made, done))
+
+    def _moments(self, c: TransferConfig, source: Base, target: Base, trust: bool) -> dict[str, Input]:
+        """What both models do on the calibration text: an artifact if it fits into memory, else the text to stream."""
+        text = self._calibration(c)
+        shapes = [linear_shapes(base.input.path) for base in (source, target)]
+        pairs = all_pairs(by_layer(shapes[0]), by_layer(shapes[1]), c.layers)
+        if moments_bytes(pairs, shapes[0], shapes[1]) > c.memory_gb * 2**30:
+            return text
+        dataset, split = self.config.dataset, self.config.dataset.train_split
+        config = calibrating.CalibrateStage(dataset, split, self.runtime, c.layers, c.positions, c.batch_size, trust)
+        inputs = {"source": source.input, "target": target.input, **text}
+        done = self._run(calibrating.STAGE, config, inputs, f"calibrate {source.name} and {target.name}")
+        if done.key not in self._told:
+            self._told.add(done.key)
+            self._tell(done, f"calibrate: {done.result['positions']} positions of {done.result['texts']} texts, {done.result['mib']} MiB")
+        return {"moments": done.as_input()}
 
     def _calibration(self, c: TransferConfig) -> dict[str, Input]:
         text = c.calibration or self.config.dataset.calibration
@@ -133,7 +159,7 @@ class Stages:
             return {"data": self.data(self.config.dataset.train_split)}
         path = Path(text).expanduser()
         if not path.is_file():
-            raise AdapterError(f"transfer.calibration: {path} is no file. Give a text file with a document a line.")
+            raise ConfigError(f"transfer.calibration: {path} is no file. Give a text file with a document a line.")
         return {"calibration": self.store.file(path)}
 
     def _run(self, stage: Stage, config: object, inputs: dict[str, Input], label: str) -> Artifact:

@@ -22,8 +22,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         adapter = given or stages.train(source)
         run.keep("source", adapter)
         console.banner(f"transfer it to {target.name}")
-        methods = [config.transfer.method, *config.transfer.controls]
-        moved = {m: stages.transfer(adapter, source, target, None if m == config.transfer.method else m) for m in methods}
+        moved = {m: stages.transfer(adapter, source, target, m) for m in stages.methods()}
         for method, result in moved.items():
             run.keep(f"target_{method}", result)
     return moved

@@ -12,10 +12,8 @@ from torch import Tensor
 from paw.data.encode import pad
 from paw.errors import TransferError
 from paw.store import Watch
-from paw.transfer.pairing import Place, Site
-
-# A space of a model: layer and place.
-Space = tuple[int, Place]
+from paw.transfer.modules import Space
+from paw.transfer.pairing import Site
 
 
 @dataclass(frozen=True)
@@ -58,51 +56,49 @@ def _word_ends(tokenizer: Any, text: str) -> tuple[list[int], dict[int, int]]:
 
 @torch.no_grad()
 def second_moments(
-    source: Any, target: Any, names_s: dict[Space, str], names_t: dict[Space, str], wanted: Sequence[tuple[Space, Space]],
-    texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int], watch: Watch, note: str,
-) -> dict[tuple[Space, Space], Site]:  # fmt: skip
-    """One pass of both models over the texts.
+    models: tuple[Any, Any],
+    places: tuple[dict[Space, str], dict[Space, str]],
+    wanted: Sequence[tuple[Space, Space]],
+    texts: Sequence[PairedText],
+    batch_size: int,
+    pads: tuple[int, int],
+    watch: Watch,
+) -> dict[tuple[Space, Space], Site]:
+    """One pass of both models over the texts; activations are summed up and dropped batch by batch.
 
     Args:
-        names_s, names_t: the module at which a space is seen.
+        models: source and target; places: the module at which each of their spaces is seen.
         wanted: pairs of spaces (source, target).
+        pads: both tokenizers' padding ids.
 
     Returns:
         A Site for each wanted pair, divided by the number of positions.
     """
     cross: dict[tuple[Space, Space], Tensor] = {}
     grams: tuple[dict[Space, Tensor], dict[Space, Tensor]] = ({}, {})
-    spaces = ({s for s, _ in wanted}, {t for _, t in wanted})
-    count = 0
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i].source))
-    with (
-        _Recorder(source, {s: names_s[s] for s in spaces[0]}) as seen_s,
-        _Recorder(target, {t: names_t[t] for t in spaces[1]}) as seen_t,
-    ):
+    order, count = sorted(texts, key=lambda t: len(t.source)), 0
+    with _Recorder(models[0], places[0]) as seen_s, _Recorder(models[1], places[1]) as seen_t:
         for start in range(0, len(order), batch_size):
-            batch = [texts[i] for i in order[start : start + batch_size]]
-            row = [r for r, text in enumerate(batch) for _ in text.positions]
-            for side, (model, recorder) in enumerate(((source, seen_s), (target, seen_t))):
-                recorder.keep = (torch.tensor(row), torch.tensor([p[side] for text in batch for p in text.positions]))
-                ids = [text.target if side else text.source for text in batch]
-                mask = pad([[1] * len(i) for i in ids], 0).to(model.device)
-                model(
-                    input_ids=pad(ids, pads[side]).to(model.device),
-                    attention_mask=mask,
-                    logits_to_keep=1,
-                    use_cache=False,
-                )
+            batch = order[start : start + batch_size]
+            rows = [row for row, text in enumerate(batch) for _ in text.positions]
+            for side, recorder in enumerate((seen_s, seen_t)):
+                columns = [position[side] for text in batch for position in text.positions]
+                recorder.run([text.target if side else text.source for text in batch], pads[side], rows, columns)
                 for space, x in recorder.now.items():
-                    _add(grams[side], space, x.T @ x)
+                    _add(grams[side], space, x, x)
             for s, t in wanted:
-                _add(cross, (s, t), seen_s.now[s].T @ seen_t.now[t])
-            count += len(row)
-            watch.progress(min(start + batch_size, len(order)), len(order), note)
+                _add(cross, (s, t), seen_s.now[s], seen_t.now[t])
+            count += len(rows)
+            watch.progress(min(start + batch_size, len(order)), len(order), "calibration texts")
     return {(s, t): Site(cross[s, t] / count, grams[0][s] / count, grams[1][t] / count) for s, t in wanted}
 
 
-def _add(sums: dict[Any, Tensor], key: Any, value: Tensor) -> None:
-    sums[key] = sums[key] + value if key in sums else value
+def _add(sums: dict[Any, Tensor], key: Any, x: Tensor, y: Tensor) -> None:
+    """sums[key] += xᵀy, in place."""
+    if key in sums:
+        sums[key].addmm_(x.T, y.to(x.device))
+    else:
+        sums[key] = x.T @ y.to(x.device)
 
 
 class _Recorder:
@@ -111,7 +107,7 @@ class _Recorder:
     def __init__(self, model: Any, places: dict[Space, str]) -> None:
         self.model, self.places = model, places
         self.now: dict[Space, Tensor] = {}
-        self.keep: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._rows, self._columns = torch.empty(0), torch.empty(0)
 
     def __enter__(self) -> _Recorder:
         self.hooks = [self.model.get_submodule(name).register_forward_hook(self._record(space)) for space, name in self.places.items()]
@@ -121,10 +117,15 @@ class _Recorder:
         for hook in self.hooks:
             hook.remove()
 
+    def run(self, ids: list[list[int]], pad_id: int, rows: list[int], columns: list[int]) -> None:
+        device = self.model.device
+        self._rows, self._columns = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
+        mask = pad([[1] * len(i) for i in ids], 0).to(device)
+        self.model(input_ids=pad(ids, pad_id).to(device), attention_mask=mask, logits_to_keep=1, use_cache=False)
+
     def _record(self, space: Space) -> Any:
         def hook(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0] if space[1].side == "in" else output
-            rows, columns = (k.to(x.device) for k in self.keep)
-            self.now[space] = x[rows, columns].float()
+            self.now[space] = x[self._rows, self._columns].float()
 
         return hook

@@ -24,12 +24,10 @@ class Method:
     """
     Attributes:
         maps: T_in and T_out for a pair, given the method's configuration.
-        text: whether the pair's sites must have been seen on text.
         spoil: placebos only: destroys a finished pair of factors (A: r×n, B: m×r) while keeping what it should match.
     """
 
     maps: Callable[[Pair, Any], Maps]
-    text: bool
     spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
 
 

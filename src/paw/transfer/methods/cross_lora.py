@@ -18,4 +18,4 @@ def maps(pair: Pair, config: TransferConfig) -> Maps:
     return Maps(Product((v_s, v_t.T)), Product((u_t, u_s.T)))
 
 
-METHOD = Method(maps, text=False)
+METHOD = Method(maps)

@@ -13,4 +13,4 @@ def maps(pair: Pair, config: TransferConfig) -> Maps:
     return Maps(Eye(n_s, n_t), Eye(m_t, m_s))
 
 
-METHOD = Method(maps, text=False)
+METHOD = Method(maps)

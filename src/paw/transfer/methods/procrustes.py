@@ -17,4 +17,4 @@ def maps(pair: Pair, config: TransferConfig) -> Maps:
     return Maps(Product((reads.procrustes,)), Product((writes.procrustes.T,)))
 
 
-METHOD = Method(maps, text=True)
+METHOD = Method(maps)

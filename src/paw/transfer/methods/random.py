@@ -34,4 +34,4 @@ def _frame(like: Tensor, generator: Generator) -> Tensor:
     return frame.to(like)
 
 
-METHOD = Method(maps, text=True, spoil=spoil)
+METHOD = Method(maps, spoil)

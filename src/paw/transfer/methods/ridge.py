@@ -16,4 +16,4 @@ def maps(pair: Pair, config: RidgeConfig) -> Maps:
     return Maps(Product((reads.ridge_to_source(config.penalty),)), Product((writes.ridge_to_target(config.penalty),)))
 
 
-METHOD = Method(maps, text=True)
+METHOD = Method(maps)

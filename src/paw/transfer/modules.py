@@ -1,0 +1,124 @@
+"""Which module of the source goes to which of the target, by name: layers, roles, and the spaces they share.
+
+Imports no torch: a plan is made from names and shapes alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from paw.errors import TransferError
+
+LAYER = re.compile(r".*\blayers\.(\d+)\..*?(\w+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a space can be seen: at the input or output of the module with a role."""
+
+    role: str
+    side: str
+
+
+@dataclass(frozen=True)
+class Role:
+    """The spaces a module reads from and writes to."""
+
+    reads: Place
+    writes: Place
+
+
+# q, k, v share their input, gate and up too. gate and up have more outputs than inputs, so their outputs do not identify
+# a map; the neurons behind the activation, which enter down_proj, have full rank and do.
+ROLES = {
+    "q_proj": Role(Place("q_proj", "in"), Place("q_proj", "out")),
+    "k_proj": Role(Place("q_proj", "in"), Place("k_proj", "out")),
+    "v_proj": Role(Place("q_proj", "in"), Place("v_proj", "out")),
+    "o_proj": Role(Place("o_proj", "in"), Place("o_proj", "out")),
+    "gate_proj": Role(Place("gate_proj", "in"), Place("down_proj", "in")),
+    "up_proj": Role(Place("gate_proj", "in"), Place("down_proj", "in")),
+    "down_proj": Role(Place("down_proj", "in"), Place("down_proj", "out")),
+}
+
+# A space of a model: layer and place.
+Space = tuple[int, Place]
+
+
+def layer_of(name: str) -> tuple[int, str]:
+    """Layer and role of a module name.
+
+    Raises:
+        TransferError: for a module outside the layers, or of an unknown role.
+    """
+    match = LAYER.fullmatch(name)
+    if not match or match[2] not in ROLES:
+        raise TransferError(f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a layer). "
+                            "Train the adapter on those: adapter.target_modules.")  # fmt: skip
+    return int(match[1]), match[2]
+
+
+def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:
+    """Module names by layer and role; names of other modules are left out."""
+    out: dict[int, dict[str, str]] = {}
+    for name in names:
+        match = LAYER.fullmatch(name)
+        if match and match[2] in ROLES:
+            out.setdefault(int(match[1]), {})[match[2]] = name
+    return out
+
+
+def matched_layers(how: str, source: int, target: int) -> dict[int, int]:
+    """Source layer by target layer. `proportional` keeps relative depth; `index` keeps the number, surplus is dropped."""
+    if how == "index":
+        return {t: t for t in range(min(source, target))}
+    return {t: round(t * (source - 1) / max(1, target - 1)) for t in range(target)}
+
+
+def pair_names(adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Mapping[int, int]) -> list[tuple[str, str]]:
+    """(source module, target module) for every target module whose twin the adapter has.
+
+    Raises:
+        TransferError: if there is none.
+    """
+    twins = {layer_of(name): name for name in adapter}
+    pairs = [
+        (twins[layers[t], role], name)
+        for t, roles in sorted(target.items()) if t in layers
+        for role, name in sorted(roles.items()) if (layers[t], role) in twins
+    ]  # fmt: skip
+    if not pairs:
+        raise TransferError("no module of the adapter has a twin in the target: nothing would be transferred.")
+    return pairs
+
+
+def shared_spaces(pairs: Sequence[tuple[str, str]]) -> list[tuple[Space, Space]]:
+    """The spaces (source, target) that the maps of these module pairs join, each once."""
+    found: dict[tuple[Space, Space], None] = {}
+    for source, target in pairs:
+        (layer_s, role), (layer_t, _) = layer_of(source), layer_of(target)
+        for place in (ROLES[role].reads, ROLES[role].writes):
+            found[(layer_s, place), (layer_t, place)] = None
+    return list(found)
+
+
+def all_pairs(source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], how: str) -> list[tuple[str, str]]:
+    """Every (source module, target module) of the same role in matched layers, whatever an adapter holds."""
+    names = [name for roles in source.values() for name in roles.values()]
+    return pair_names(names, target, matched_layers(how, len(source), len(target)))
+
+
+def moments_bytes(pairs: Sequence[tuple[str, str]], shapes_s: Mapping[str, Sequence[int]], shapes_t: Mapping[str, Sequence[int]]) -> int:
+    """The size of the second moments (float32) of all spaces that these pairs share: cross products and both Grams."""
+    seen_s, seen_t = by_layer(shapes_s), by_layer(shapes_t)
+
+    def width(space: Space, names: Mapping[int, Mapping[str, str]], shapes: Mapping[str, Sequence[int]]) -> int:
+        rows, columns = shapes[names[space[0]][space[1].role]]
+        return columns if space[1].side == "in" else rows
+
+    total = 0
+    for s, t in shared_spaces(pairs):
+        n_s, n_t = width(s, seen_s, shapes_s), width(t, seen_t, shapes_t)
+        total += 4 * (n_s * n_t + n_s**2 + n_t**2)
+    return total

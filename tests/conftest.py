@@ -1,0 +1,79 @@
+"""What tests share: running the real command line, and the embedded models."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as paw.run does, before torch is imported
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from paw.paths import embedded
+
+ROOT = Path(__file__).resolve().parent.parent
+Paw = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# A small real training: enough steps to reach the answers, no controls.
+QUICK = ["experiment=demo", "transfer.controls=[]"]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test may reach for the network, and none may find a key or a folder of this machine's user."""
+    for name in ("PAW_MODELS_DIR", "PAW_DATA_DIR", "SWANLAB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture
+def paw(tmp_path: Path) -> Paw:
+    """`paw("train.lr=1")`: the command line in an empty folder, as a user runs it."""
+
+    def run(*args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "paw.run", *args],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=600,
+        )
+        if ok:
+            assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_llama() -> Path:
+    return embedded("tiny_llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen2() -> Path:
+    return embedded("tiny_qwen2")
+
+
+class Silent:
+    """A Watch that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def progress(self, done: int, total: int, note: str = "") -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.fixture
+def watch() -> Silent:
+    return Silent()

@@ -1,0 +1,172 @@
+"""Every configuration composes and is typed; the card's command lines mean what they say; wrong ones are one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT, Paw
+from paw.config.compose import compose_config, groups, transfer_named
+from paw.config.schema import RandomConfig, RidgeConfig
+from paw.errors import ConfigError
+from paw.paths import conf_dir
+
+CHOICES = [f"{group}={choice}" for group, choices in groups().items() for choice in choices]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_yaml_composes(choice: str) -> None:
+    compose_config([choice])
+
+
+def test_every_yaml_is_reachable() -> None:
+    """No yaml file lies where no group finds it."""
+    files = {p.relative_to(conf_dir()) for p in conf_dir().rglob("*.yaml")}
+    reachable = {f"{g.split('@')[0]}/{c}.yaml" for g, choices in groups().items() for c in choices} | {"config.yaml"}
+    assert {str(f) for f in files} == reachable
+
+
+def test_what_the_specification_names_is_there() -> None:
+    models = {"qwen25_05b", "qwen25_15b", "qwen25_7b", "llama3_8b", "llama32_3b", "gemma2_2b", "smollm2_135m", "gemma3_270m"}
+    datasets = {"arc_challenge", "arc_easy", "piqa", "hellaswag", "winogrande", "gsm8k", "metamath_qa", "mrpc", "qqp", "sst2"}
+    found = groups()
+    assert models <= set(found["model@source"])
+    assert datasets <= set(found["dataset"])
+    assert {"cpu", "rtx4090", "a800x4", "auto"} == set(found["hardware"])
+    assert {"quick_test", "local", "server", "smollm_to_gemma", "demo"} <= set(found["experiment"])
+
+
+def test_the_cards_command_line() -> None:
+    c = compose_config(["model@source=llama3_8b", "model@target=qwen25_7b", "hardware=a800x4"])
+    assert (c.source.hub, c.target.hub) == ("meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
+    assert (c.dataset.name, c.task, c.transfer.method) == ("arc_challenge", "pipeline", "procrustes")
+    assert (c.hardware.devices, c.train.batch_size, c.evaluate.batch_size, c.paths.models_dir) == (4, 2, 32, "../autodl-tmp/models")
+    assert (c.adapter.r, c.adapter.alpha, c.adapter.dropout, c.transfer.similarity_threshold) == (16, 32, 0.1, 1e-4)
+
+
+def test_without_a_model_the_demo_runs_and_keys_override_it() -> None:
+    c = compose_config(["train.lr=3e-5", "transfer.similarity_threshold=1e-3"])
+    assert (c.source.name, c.target.name, c.dataset.name) == ("tiny_llama", "tiny_qwen2", "facts")
+    assert (c.train.lr, c.transfer.similarity_threshold) == (3e-5, 1e-3)
+    assert compose_config(["model@source=llama3_8b"]).dataset.name == "arc_challenge"
+    assert compose_config(["dataset=arc_easy"]).source.name == "tiny_llama"
+
+
+@pytest.mark.parametrize(("name", "pair"), [("local", ("gemma2_2b", "qwen25_15b")), ("server", ("llama3_8b", "qwen25_7b"))])
+def test_profiles_of_the_seeds(name: str, pair: tuple[str, str]) -> None:
+    c = compose_config([f"experiment={name}"])
+    assert (c.source.name, c.target.name) == pair
+    assert compose_config([f"experiment={name}", "hardware=cpu"]).hardware.device == "cpu"
+
+
+def test_models_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAW_MODELS_DIR", "/models")
+    assert compose_config(["hardware=rtx4090"]).paths.models_dir == "/models"
+    assert compose_config(["hardware=rtx4090", "paths.models_dir=here"]).paths.models_dir == "here"
+
+
+def test_a_control_keeps_its_own_defaults_and_shares_the_rest() -> None:
+    like = compose_config(["transfer.gain=none", "transfer.layers=index"]).transfer
+    ridge, random = transfer_named("ridge", like), transfer_named("random", like)
+    assert isinstance(ridge, RidgeConfig)
+    assert (ridge.gain, ridge.layers, ridge.penalty) == ("none", "index", 0.1)
+    assert isinstance(random, RandomConfig)
+    assert random.reference == "procrustes"
+    assert transfer_named("random", compose_config(["transfer=cross_lora"]).transfer).reference == "cross_lora"  # type: ignore[attr-defined]
+
+
+def test_help_is_quick_and_lists_choices() -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "paw.run", "--help"], capture_output=True, text=True, check=True)
+        assert "llama3_8b" in done.stdout
+        assert "procrustes" in done.stdout
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(3)) < 0.5
+
+
+# Each is one mistake; the second column is what the one line must name.
+WRONG = [
+    ("model@source=llama9", "llama3_8b"),
+    ("model@traget=qwen25_7b", "model@target"),
+    ("modl@source=llama3_8b", "model@source"),
+    ("model=llama3_8b", "model@source"),
+    ("dataset=arc_hard", "arc_easy"),
+    ("dataset=", "arc_easy"),
+    ("hardware=a800x5", "a800x4"),
+    ("hardware.device=tpu", "cuda"),
+    ("task=evalute", "evaluate"),
+    ("task=null", "evaluate"),
+    ("transfer=procrust", "procrustes"),
+    ("transfer=null", "procrustes"),
+    ("experiment=quicktest", "quick_test"),
+    ("tracker=wandb", "swanlab"),
+    ("train.lrr=1", "lr"),
+    ("train.lr=x", "train.lr"),
+    ("train.lr=-1", "train.lr"),
+    ("train.lr=", "train.lr"),
+    ("train.max_steps=0", "train.max_steps"),
+    ("train.max_steps=1.5", "train.max_steps"),
+    ("train.schedule=cosin", "cosine"),
+    ("+train.foo=1", "train.foo"),
+    ("+source.nmae=x", "name"),
+    ("adapter.r=0", "adapter.r"),
+    ("adapter.dropout=2", "adapter.dropout"),
+    ("adapter.target_modules=q_proj", "adapter.target_modules"),
+    ("adapter.target_modules=[]", "adapter.target_modules"),
+    ("evaluate.sample_ratio=5", "evaluate.sample_ratio"),
+    ("evaluate.limit=0", "evaluate.limit"),
+    ("evaluate.limit=many", "evaluate.limit"),
+    ("transfer.gain=loud", "activation"),
+    ("transfer.layers=cca", "proportional"),
+    ("transfer.penalty=1", "transfer.penalty"),
+    ("transfer.similarity_threshold=high", "transfer.similarity_threshold"),
+    ("transfer.controls=[foo]", "cross_lora"),
+    ("dataset.kind=arcs", "arc"),
+    ("models=[llama9]", "llama3_8b"),
+    ("adapters=[x]", "adapters"),
+    ("force=[trian]", "train"),
+    ("seed=1.5", "seed"),
+    ("foo=1", "foo"),
+    ("train", "train"),
+    ("train.lr=${foo.bar}", "foo.bar"),
+    ("source.path=[1", "source.path"),
+    ("model@source=tiny_llama,tiny_qwen2", "-m"),
+    ("--foo", "--foo"),
+    ("--config-name=other", "--config-name"),
+    # found before any stage runs
+    ("source.path=/nowhere", "/nowhere"),
+    ("dataset.path=/nowhere", "/nowhere"),
+    ("evaluate.split=exam", "test.jsonl"),
+    ("adapter.path=/nowhere", "/nowhere"),
+    ("hardware=rtx4090", "hardware=cpu"),
+    ("transfer.calibration=/nowhere", "/nowhere"),
+    ("paths.artifacts=/proc/paw", "paths.artifacts"),
+]
+
+
+@pytest.mark.parametrize(("line", "named"), WRONG)
+def test_wrong_command_lines_are_one_line(paw: Paw, line: str, named: str, tmp_path: object) -> None:
+    done = paw(line, ok=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = done.stderr.strip().splitlines()
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("paw: error: ")
+    assert named in errors[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not any(p.name.startswith("20") for p in ROOT.joinpath("outputs", "runs").glob("*") if p.parent == tmp_path)
+
+
+def test_a_wrong_sweep_is_refused_whole(paw: Paw) -> None:
+    done = paw("-m", "model@source=tiny_llama,llama9", ok=False)
+    assert done.returncode == 2
+    assert "llama3_8b" in done.stderr.strip().splitlines()[-1]
+
+
+def test_errors_are_typed_for_library_users() -> None:
+    with pytest.raises(ConfigError, match="Did you mean"):
+        compose_config(["transfer=ridgee"])
