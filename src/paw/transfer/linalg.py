@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SEEN = 1e-6  # of the largest singular value: sums in float32 say no more
 SMALL = 1024  # up to this size in float64: it costs little and saves digits
 
 
@@ -13,9 +14,20 @@ def _work(m: Tensor) -> Tensor:
 
 
 def polar(m: Tensor) -> Tensor:
-    """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes for m = aᵀb."""
-    u, _, vh = torch.linalg.svd(_work(m), full_matrices=False)
-    rotation: Tensor = u @ vh
+    """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes for m = aᵀb.
+
+    Directions the samples never showed (singular values at rounding error) are left to an SVD's whim; they are paired here
+    as the identity pairs them, so that the result does not depend on the library and a model maps to itself as itself.
+    """
+    u, s, vh = torch.linalg.svd(_work(m), full_matrices=False)
+    seen = int((s > SEEN * s[0]).sum())
+    rotation: Tensor = u[:, :seen] @ vh[:seen]
+    if seen < len(s):
+        rest = torch.eye(*m.shape, dtype=u.dtype, device=u.device)
+        rest = rest - u[:, :seen] @ (u[:, :seen].T @ rest)
+        rest = rest - (rest @ vh[:seen].T) @ vh[:seen]
+        x, _, yh = torch.linalg.svd(rest, full_matrices=False)
+        rotation = rotation + x[:, : len(s) - seen] @ yh[: len(s) - seen]
     return rotation.to(m.dtype)
 
 

@@ -1,0 +1,175 @@
+"""Hub rows become what the harness would score; broken files are named by line; tokens are cut where the context ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Silent
+
+from paw.config.compose import compose_config
+from paw.config.schema import DatasetConfig
+from paw.data.encode import encode
+from paw.data.example import Example
+from paw.data.kinds import kind_named
+from paw.data.load import examples, sample, split_file
+from paw.errors import DataError
+from paw.models.load import load_tokenizer
+from paw.paths import embedded
+
+ROW = {"id": "a", "question": "Why?", "choices": ["yes", "no"], "labels": ["A", "B"], "answer": "B"}
+
+
+def rendered(dataset: str, row: dict[str, Any]) -> Example:
+    config = compose_config([f"dataset={dataset}"]).dataset
+    kind = kind_named(config.kind)
+    return kind.render({"id": "x", **kind.normalise(row)}, config)
+
+
+def test_arc_as_the_harness_words_it() -> None:
+    row = {"id": "q", "question": "Why?", "choices": {"text": ["yes", "no"], "label": ["1", "2"]}, "answerKey": "2"}
+    assert rendered("arc_easy", row) == Example("q", ("Question: Why?\nAnswer:",) * 2, (" yes", " no"), 1)
+
+
+def test_piqa() -> None:
+    found = rendered("piqa", {"goal": "Open it", "sol1": "pull", "sol2": "push", "label": 1})
+    assert found == Example("x", ("Question: Open it\nAnswer:",) * 2, (" pull", " push"), 1)
+
+
+def test_hellaswag_is_cleaned_once() -> None:
+    row = {
+        "activity_label": "Cooking",
+        "ctx_a": "A man [x]stirs.",
+        "ctx_b": "he",
+        "endings": ["eats [title] Then [step] rests  ."],
+        "label": "0",
+    }
+    found = rendered("hellaswag", row)
+    assert found.contexts == ("Cooking: A man stirs. He",)
+    assert "[" not in found.continuations[0]
+
+
+def test_winogrande_scores_the_rest_of_the_sentence() -> None:
+    row = {"sentence": "Ann thanked Eve because _ helped her.", "option1": "Ann", "option2": "Eve", "answer": "2"}
+    found = rendered("winogrande", row)
+    assert found.contexts == ("Ann thanked Eve because Ann", "Ann thanked Eve because Eve")
+    assert found.continuations == (" helped her.",) * 2
+    assert found.gold == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "row", "context", "gold"),
+    [
+        ("mrpc", {"idx": 1, "sentence1": "a", "sentence2": "b", "label": 1}, "Sentence 1: a\nSentence 2: b\nQuestion: Do both", " yes"),
+        ("qqp", {"idx": 1, "question1": "a", "question2": "b", "label": 0}, "Question 1: a\nQuestion 2: b\nQuestion: Do both", " no"),
+        ("sst2", {"idx": 1, "sentence": "fine ", "label": 1}, "fine\nQuestion: Is this", " positive"),
+        ("gsm8k", {"question": "1+1?", "answer": "2"}, "Question: 1+1?\nAnswer:", " 2"),
+        ("metamath_qa", {"query": "1+1?", "response": "2"}, "Question: 1+1?\nAnswer:", " 2"),
+        (
+            "code_feedback",
+            {"id": 7, "messages": [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("user", "q2"))]},
+            "q\n",
+            " a",
+        ),
+    ],
+)
+def test_the_other_kinds(dataset: str, row: dict[str, Any], context: str, gold: str) -> None:
+    found = rendered(dataset, row)
+    assert found.contexts[0].startswith(context)
+    assert found.continuations[found.gold] == gold
+
+
+def test_the_hub_is_read_from_a_folder_in_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` reads a local folder as it reads a repository: parquet files by split."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("PAW_CACHE", str(tmp_path / "cache"))
+    rows = [{"id": str(i), "question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"} for i in range(3)]
+    (tmp_path / "ai2_arc" / "ARC-Easy").mkdir(parents=True)
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet"))
+    card = "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n  - split: test\n    path: ARC-Easy/test-*\n---\n"
+    (tmp_path / "ai2_arc" / "README.md").write_text(card)
+    config = DatasetConfig(name="arc_easy", kind="arc", hub=str(tmp_path / "ai2_arc"), subset="ARC-Easy")
+    file = split_file(config, "test", None, Silent())
+    assert [e.id for e in examples(file, config, "test")] == ["0", "1", "2"]
+    with pytest.raises(DataError, match="train"):
+        split_file(config, "train", None, Silent())
+
+
+def test_a_local_folder_comes_before_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "arc_easy").mkdir()
+    (tmp_path / "arc_easy" / "test.jsonl").write_text(json.dumps(ROW) + "\n")
+    config = DatasetConfig(name="arc_easy", kind="arc", hub="allenai/ai2_arc")
+    assert split_file(config, "test", str(tmp_path), Silent()).parent.name == "arc_easy"
+    with pytest.raises(DataError, match=r"has no split 'train'.*test\.jsonl"):
+        split_file(config, "train", str(tmp_path), Silent())
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["{"], "line 1: is not JSON"),
+        (["[1]"], "line 1: is not an object"),
+        ([json.dumps(ROW), json.dumps(ROW)], "line 2: the id 'a' occurs twice"),
+        ([json.dumps(ROW | {"answer": "C"})], "line 1: the answer 'C' is not among the labels"),
+        ([json.dumps(ROW | {"answer": None})], "line 1: the answer None"),
+        ([json.dumps({"id": "a", "question": "Why?"})], "line 1: has no field 'choices'"),
+        ([""], "has no rows"),
+    ],
+)
+def test_broken_files_are_named_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=message):
+        examples(file, DatasetConfig(name="own"), "test")
+
+
+def test_percentages_cut_a_split(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(ROW | {"id": str(i)}) + "\n" for i in range(10)))
+    config = DatasetConfig(name="own")
+    low, high = examples(file, config, "train[:90%]"), examples(file, config, "train[90%:]")
+    assert [e.id for e in low + high] == [str(i) for i in range(10)]
+    assert len(high) == 1
+
+
+def test_samples_are_seeded_ordered_and_nested_in_the_split() -> None:
+    found = [Example(str(i), ("c",), ("x",), 0) for i in range(40)]
+    some = sample(found, 0.25, None, 0)
+    assert len(some) == 10
+    assert some == sample(found, 0.25, None, 0) != sample(found, 0.25, None, 1)
+    assert [int(e.id) for e in some] == sorted(int(e.id) for e in some)
+    assert len(sample(found, 1.0, 7, 0)) == 7
+    assert sample(found, 0.001, None, 0)
+
+
+def test_the_cut_is_where_the_context_ends(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    context, continuation = "question : what is the color of bovin ? answer :", " red"
+    (row,) = encode(tokenizer, [(context, continuation)], chat=False)
+    assert tokenizer.decode(row.ids[row.start :]) == continuation
+    assert row.ids[0] == tokenizer.bos_token_id
+    with pytest.raises(DataError, match="empty choice"):
+        encode(tokenizer, [(context, " ")], chat=False)
+    with pytest.raises(DataError, match="no chat template"):
+        encode(tokenizer, [(context, continuation)], chat=True)
+
+
+def test_a_chat_template_writes_its_own_special_tokens(tiny_llama: Path) -> None:
+    tokenizer = load_tokenizer(tiny_llama)
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['role'] }} : {{ m['content'] }}{% endfor %} answer :"
+    (row,) = encode(tokenizer, [("why", " red")], chat=True)
+    assert tokenizer.decode(row.ids) == "<s>user : why answer :red"
+    assert list(row.ids).count(tokenizer.bos_token_id) == 1
+
+
+def test_the_embedded_questions_share_no_entity_between_splits() -> None:
+    config = compose_config(["dataset=facts"]).dataset
+    entities = {}
+    for split in ("train", "validation", "test"):
+        found = examples(embedded("facts") / f"{split}.jsonl", config, split)
+        entities[split] = {e.contexts[0].split()[7] for e in found}
+    assert {k: len(v) for k, v in entities.items()} == {"train": 32, "validation": 8, "test": 56}
+    assert not entities["train"] & entities["test"]
+    assert not entities["train"] & entities["validation"]

@@ -1,0 +1,170 @@
+"""A stage runs once per config, inputs and version; failures and killed processes leave nothing that looks finished."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Silent
+
+from paw.config.schema import transient
+from paw.store import Artifact, Input, Stage, Store
+
+STAGE = Stage("work", "1", "test_store:work")
+
+
+@dataclass
+class Config:
+    lr: float = 0.1
+    steps: int = 3
+    workers: int = transient(2)
+
+
+@dataclass
+class Grown(Config):
+    added: str = "default"
+
+
+def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) -> dict[str, Any]:
+    with open(out.parent / "calls", "a") as f:
+        f.write("x")
+    time.sleep(float(os.environ.get("SLEEP", "0")))
+    (out / "weights").write_bytes(b"w" * config.steps)
+    if config.lr < 0:
+        raise ValueError("diverged")
+    if os.environ.get("KILL"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"loss": config.lr}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def go(store: Store, config: Any = None, stage: Stage = STAGE, **inputs: Path) -> Artifact:
+    return store.run(stage, config or Config(), {k: store.file(v) for k, v in inputs.items()}, Silent())
+
+
+def calls(store: Store) -> int:
+    return len((store.root / "work" / "calls").read_text())
+
+
+def artifacts(store: Store) -> list[str]:
+    return [p.name for p in (store.root / "work").iterdir() if p.is_dir()]
+
+
+def test_runs_once_and_says_what_it_cost(store: Store) -> None:
+    first, second = go(store), go(store)
+    assert first.path == second.path
+    assert (first.reused, second.reused, calls(store)) == (False, True, 1)
+    assert second.result == {"loss": 0.1}
+    assert second.cost == first.cost
+    assert (first.cost["ram_mib"] or 0) > 10
+
+
+def test_transient_fields_and_new_defaults_keep_the_key(store: Store) -> None:
+    assert go(store).key == go(store, Config(workers=9)).key == go(store, Grown()).key
+    assert calls(store) == 1
+
+
+def test_config_and_version_change_it(store: Store) -> None:
+    version = Stage("work", "2", "test_store:work")
+    assert len({go(store).key, go(store, Config(lr=1.0)).key, go(store, stage=version).key, go(store, Grown(added="y")).key}) == 4
+
+
+def test_inputs_count_by_content_not_by_path_or_time(store: Store, tmp_path: Path) -> None:
+    file, moved = tmp_path / "a.txt", tmp_path / "b.txt"
+    file.write_text("one")
+    first = go(store, data=file)
+    os.utime(file, (1, 1))
+    assert go(store, data=file).reused
+    file.rename(moved)
+    assert go(store, data=moved).key == first.key
+    moved.write_text("two")
+    assert go(store, data=moved).key != first.key
+
+
+def test_a_file_changed_in_place_is_seen(store: Store, tmp_path: Path) -> None:
+    """Same size, new content: the shortcut by time stamps must not hide it."""
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    first = store.file(file).fingerprint
+    time.sleep(0.02)
+    file.write_text("two")
+    assert store.file(file).fingerprint != first
+
+
+def test_a_readme_beside_a_model_changes_nothing(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    first = store.file(folder).fingerprint
+    (folder / "README.md").write_text("hello")
+    assert store.file(folder).fingerprint == first
+    (folder / "config.json").write_text('{"a": 1}')
+    assert store.file(folder).fingerprint != first
+
+
+def test_downstream_follows_upstream(store: Store) -> None:
+    a, b = go(store), go(store, Config(lr=0.2))
+    assert go(store, Config(steps=1), up=a.path).key != go(store, Config(steps=1), up=b.path).key
+
+
+def test_a_failure_is_not_kept(store: Store) -> None:
+    for _ in range(2):
+        with pytest.raises(ValueError, match="diverged"):
+            go(store, Config(lr=-1.0))
+    assert calls(store) == 2
+    assert artifacts(store) == []
+
+
+def test_force_runs_again_once_a_run_and_keeps_one_artifact(store: Store) -> None:
+    first = go(store)
+    forced = Store(store.root, force=["work"])
+    assert not go(forced).reused
+    assert go(forced).reused
+    assert calls(store) == 2
+    assert artifacts(store) == [first.path.name]
+
+
+def test_a_killed_process_leaves_no_result_and_no_rubbish(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KILL", "1")
+    process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [".tmp-" in name for name in artifacts(store)] == [True]
+    monkeypatch.delenv("KILL")
+    done = go(store)
+    assert not done.reused
+    assert artifacts(store) == [done.path.name]
+
+
+def test_four_processes_compute_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEEP", "1")
+    processes = [multiprocessing.get_context("fork").Process(target=go, args=(store, Config(lr=0.7))) for _ in range(4)]
+    for p in processes:
+        p.start()
+    for p in processes:
+        p.join()
+    assert [p.exitcode for p in processes] == [0] * 4
+    assert calls(store) == 1
+
+
+def test_values_without_a_stable_text_are_refused(store: Store) -> None:
+    with pytest.raises(TypeError, match="may not hold object"):
+        go(store, {"x": object()})
+
+
+def test_a_damaged_manifest_is_not_a_result(store: Store) -> None:
+    done = go(store)
+    (done.path / "stage.json").write_text("{")
+    assert not go(store).reused

@@ -1,0 +1,302 @@
+"""The two-map engine: directions, exactness, invariances, placebos; and a real transfer on the embedded pair."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Silent
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paw.config.compose import compose_config, transfer_named
+from paw.config.schema import TransferConfig
+from paw.errors import TransferError
+from paw.models.adapters import Factors, read_adapter, write_adapter
+from paw.models.load import Runtime, load_model, load_tokenizer
+from paw.models.tensors import Weights, linear_shapes
+from paw.paths import embedded
+from paw.store import Input
+from paw.transfer import calibrate, linalg
+from paw.transfer import stage as transferring
+from paw.transfer.activations import pair_texts
+from paw.transfer.maps import Eye, Product
+from paw.transfer.methods import method_named
+from paw.transfer.modules import by_layer, layer_of, matched_layers, pair_names
+from paw.transfer.pairing import Pair, Site
+
+TINY = {name: embedded(name) for name in ("tiny_llama", "tiny_qwen2")}
+
+
+def orthogonal(n: int, seed: int) -> torch.Tensor:
+    q, r = torch.linalg.qr(torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+    return (q * r.diagonal().sign()).float()
+
+
+def site(x_s: torch.Tensor, x_t: torch.Tensor) -> Site:
+    n = len(x_s)
+    return Site(x_s.T @ x_t / n, x_s.T @ x_s / n, x_t.T @ x_t / n)
+
+
+def pair(x_s: torch.Tensor, x_t: torch.Tensor, w_s: torch.Tensor, w_t: torch.Tensor, basis: int = 320) -> Pair:
+    return Pair("s", "t", w_s, w_t, site(x_s, x_t), site(x_s @ w_s.T, x_t @ w_t.T), basis)
+
+
+# ---- matrix functions -------------------------------------------------------------------------------
+
+
+def test_procrustes_points_the_right_way() -> None:
+    """x_s = Q x_t is recovered as T_in with x_s ≈ T_in x_t; the transpose would be the inverse map."""
+    x_t, q = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)), orthogonal(12, 1)
+    x_s = x_t @ q.T
+    assert torch.allclose(site(x_s, x_t).procrustes, q, atol=1e-4)
+    assert not torch.allclose(site(x_s, x_t).procrustes, q.T, atol=0.1)
+
+
+def test_ridge_is_least_squares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_t, t = torch.randn(300, 10, generator=generator), torch.randn(7, 10, generator=generator)
+    x_s = x_t @ t.T
+    assert torch.allclose(site(x_s, x_t).ridge_to_source(0.0), t, atol=1e-3)
+    noisy = x_s + torch.randn(x_s.shape, generator=generator)
+    solved = torch.linalg.lstsq(x_t, noisy).solution.T
+    assert torch.allclose(site(noisy, x_t).ridge_to_source(1e-9), solved, atol=1e-3)
+    assert site(x_s, x_t).ridge_to_source(10.0).norm() < t.norm() / 5
+
+
+@given(st.integers(2, 30), st.integers(2, 30), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_singular_basis_is_the_svds(m: int, n: int, seed: int) -> None:
+    w = torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
+    k = max(1, min(m, n) // 2)
+    u, v = linalg.singular_basis(w, k)
+    full = torch.linalg.svd(w.double(), full_matrices=False)
+    assert linalg.overlap(u, full.U[:, :k]) == pytest.approx(1, abs=1e-4)
+    assert linalg.overlap(v, full.Vh[:k].T) == pytest.approx(1, abs=1e-4)
+    assert torch.allclose((u.T @ w @ v).diagonal(), full.S[:k].float(), rtol=1e-3, atol=1e-3)  # signs of both sides agree
+    again, _ = linalg.singular_basis(w.clone(), k)
+    assert torch.equal(u, again)
+
+
+def test_random_subspaces_overlap_at_chance() -> None:
+    found = [linalg.overlap(orthogonal(60, i)[:, :15], orthogonal(60, 1000 + i)[:, :15]) for i in range(40)]
+    assert np.mean(found) == pytest.approx(15 / 60, abs=0.01)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_eye_is_the_identity_cut_or_filled(rows: int, columns: int, r: int) -> None:
+    dense = torch.eye(rows, columns)
+    a, b = torch.randn(r, rows), torch.randn(columns, r)
+    assert torch.equal(Eye(rows, columns).right(a), a @ dense)
+    assert torch.equal(Eye(rows, columns).left(b), dense @ b)
+    assert torch.equal(Product((dense,)).left(b), dense @ b)
+
+
+# ---- methods ----------------------------------------------------------------------------------------
+
+
+def moved(method: str, p: Pair, factors: Factors, **changes: object) -> Factors:
+    config = replace(transfer_named(method, compose_config(["transfer=procrustes"]).transfer), **changes)  # type: ignore[arg-type]
+    return transferring._move(p, factors, method_named(method), config, torch.Generator().manual_seed(0))[0]
+
+
+def factors(out: int, into: int, r: int = 3, seed: int = 5) -> Factors:
+    generator = torch.Generator().manual_seed(seed)
+    return Factors(torch.randn(r, into, generator=generator), torch.randn(out, r, generator=generator))
+
+
+@pytest.mark.parametrize("gain", ["none", "weight", "activation"])
+def test_a_planted_rotation_is_undone(gain: str) -> None:
+    """The target is the source with rotated inputs and outputs: the right ΔW_t is known exactly."""
+    generator = torch.Generator().manual_seed(0)
+    q_in, q_out, w_s = orthogonal(12, 1), orthogonal(8, 2), torch.randn(8, 12, generator=generator)
+    x_s = torch.randn(500, 12, generator=generator)
+    x_t, w_t = x_s @ q_in, q_out @ w_s @ q_in  # x_s = q_in x_t, y_t = q_out y_s
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+    expected = q_out @ f.b @ f.a @ q_in
+    for method, changes in (("procrustes", {}), ("ridge", {"penalty": 1e-9})):
+        found = moved(method, p, f, gain=gain, **changes)
+        assert torch.allclose(found.b @ found.a, expected, atol=1e-3), method
+    for method in ("pad_truncate", "cross_lora", "random"):
+        found = moved(method, p, f, gain=gain)
+        assert (found.b @ found.a - expected).norm() > 0.5 * expected.norm(), method
+
+
+def test_self_transfer_is_the_identity() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x = torch.randn(8, 8, generator=generator), torch.randn(400, 8, generator=generator)
+    p, f = pair(x, x, w, w), factors(8, 8)
+    for method, changes in (("procrustes", {}), ("ridge", {"penalty": 0.0}), ("pad_truncate", {})):
+        found = moved(method, p, f, gain="activation", **changes)
+        assert torch.allclose(found.b @ found.a, f.b @ f.a, atol=1e-4), method
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_methods_depend_on_the_product_not_on_its_factors(seed: int) -> None:
+    """Gauge invariance: B·A = (B·G)(G⁻¹·A)."""
+    generator = torch.Generator().manual_seed(seed)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 6, generator=generator)
+    x_s, x_t = torch.randn(300, 12, generator=generator), torch.randn(300, 6, generator=generator)
+    p, f, g = pair(x_s, x_t, w_s, w_t), factors(8, 12), orthogonal(3, seed) * 2
+    other = Factors(torch.linalg.inv(g) @ f.a, f.b @ g)
+    for method in ("procrustes", "ridge", "cross_lora", "pad_truncate"):
+        one, two = moved(method, p, f), moved(method, p, other)
+        assert torch.allclose(one.b @ one.a, two.b @ two.a, atol=1e-3)
+
+
+def test_the_random_placebo_keeps_norm_and_spectrum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(20, 16, generator=generator)
+    x_s, x_t = torch.randn(300, 12, generator=generator), torch.randn(300, 16, generator=generator)
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+    real, placebo = moved("procrustes", p, f), moved("random", p, f)
+    s_real, s_placebo = (torch.linalg.svdvals(x.b @ x.a)[:3] for x in (real, placebo))
+    assert torch.allclose(s_real, s_placebo, rtol=1e-4)
+    cosine = float(((real.b @ real.a) * (placebo.b @ placebo.a)).sum() / real.norm() / placebo.norm())
+    assert abs(cosine) < 0.5
+
+
+def test_gains() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 16, generator=generator) * 3
+    x_s, x_t = torch.randn(300, 12, generator=generator), torch.randn(300, 16, generator=generator) * 2
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+
+    def share(x: torch.Tensor, new: Factors, w: torch.Tensor) -> float:
+        return float((x @ (new.b @ new.a).T).norm() / (x @ w.T).norm())
+
+    by_output, by_weight, twice, once = (moved("procrustes", p, f, gain=g) for g in ("activation", "weight", "2", "none"))
+    assert share(x_t, by_output, w_t) == pytest.approx(share(x_s, f, w_s), rel=1e-3)
+    assert by_weight.norm() / w_t.norm() == pytest.approx(float(f.norm() / w_s.norm()), rel=1e-3)
+    assert twice.norm() == pytest.approx(2 * once.norm(), rel=1e-4)
+
+
+# ---- pairing ----------------------------------------------------------------------------------------
+
+
+def test_layers_and_modules_are_paired_by_depth_and_role() -> None:
+    assert matched_layers("proportional", 4, 5) == {0: 0, 1: 1, 2: 2, 3: 2, 4: 3}
+    assert matched_layers("index", 4, 5) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert layer_of("model.layers.11.self_attn.q_proj") == (11, "q_proj")
+    target = by_layer(linear_shapes(TINY["tiny_qwen2"]))
+    assert (len(target), len(target[0])) == (5, 7)
+    pairs = pair_names(["model.layers.3.mlp.up_proj"], target, {0: 0, 4: 3})
+    assert pairs == [("model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj")]
+    with pytest.raises(TransferError, match="nothing would be transferred"):
+        pair_names(["model.layers.3.mlp.up_proj"], target, {0: 0})
+    with pytest.raises(TransferError, match=r"lm_head: is none of the modules"):
+        layer_of("lm_head")
+
+
+def test_positions_of_two_tokenizers_end_at_the_same_character() -> None:
+    s, t = load_tokenizer(TINY["tiny_llama"]), load_tokenizer(TINY["tiny_qwen2"])
+    texts = ["the color of lupup is red .", "truth : the home of bovin is cave ."]
+    paired = pair_texts(texts, s, t, 1000)
+    for text, p in zip(texts, paired, strict=True):
+        assert len(p.positions) == len(text.split())
+        for (i, j), n in zip(p.positions, range(1, 100), strict=False):
+            words = " ".join(text.split()[:n])
+            assert s.decode(p.source[1 : i + 1]) == words == t.decode(p.target[1 : j + 1])
+    assert sum(len(p.positions) for p in pair_texts(texts, s, t, 9)) == 9
+    with pytest.raises(TransferError, match="transfer.calibration"):
+        pair_texts([""], s, t, 10)
+
+
+# ---- a real transfer --------------------------------------------------------------------------------
+
+
+def random_adapter(model: str, folder: Path, seed: int = 0) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for name, (out, into) in linear_shapes(TINY[model]).items():
+        if ".layers." in name:
+            modules[name] = Factors(torch.randn(4, into, generator=generator) * 0.1, torch.randn(out, 4, generator=generator) * 0.1)
+    folder.mkdir()
+    write_adapter(folder, modules, None)
+    return folder
+
+
+def run(tmp_path: Path, source: str, target: str, config: TransferConfig, streaming: bool = False) -> tuple[Path, dict[str, object]]:
+    dataset = compose_config(["dataset=facts"]).dataset
+    runtime, text = Runtime("float32"), {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
+    models = {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
+    known = text
+    if not streaming:
+        moments = tmp_path / "moments"
+        moments.mkdir(exist_ok=True)
+        calibrate.calibrate(
+            calibrate.CalibrateStage(dataset, "train", runtime, config.layers, config.positions), models | text, moments, Silent()
+        )
+        known = {"moments": Input(moments, "moments")}
+    out = tmp_path / f"out{streaming}"
+    out.mkdir()
+    adapter = tmp_path / "adapter"
+    stage = transferring.TransferStage(config, dataset, "train", runtime)
+    return out, transferring.transfer(stage, models | known | {"adapter": Input(adapter, "adapter")}, out, Silent())
+
+
+QUICK = {"positions": 2000}
+
+
+@pytest.mark.parametrize("method", ["procrustes", "pad_truncate"])
+def test_self_transfer_of_a_real_model_is_the_identity(tmp_path: Path, method: str) -> None:
+    """For any adapter, also outside the span that the text shows (a regression can only be right inside it)."""
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    config = replace(transfer_named(method, compose_config([]).transfer), **QUICK)  # type: ignore[arg-type]
+    out, result = run(tmp_path, "tiny_llama", "tiny_llama", config)
+    assert result["coverage"] == 1.0
+    before, after = read_adapter(tmp_path / "adapter"), read_adapter(out)
+    for name, old in before.items():
+        assert (after[name].b @ after[name].a - old.b @ old.a).norm() < 2e-3 * old.norm(), name
+
+
+def test_what_text_does_not_show_is_paired_as_the_identity_pairs_it() -> None:
+    x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
+    x[:, 8:] = 0.0
+    x = x @ orthogonal(12, 3)
+    assert torch.allclose(site(x, x).procrustes, torch.eye(12), atol=1e-4)
+    wide = torch.cat([x, torch.zeros(50, 4)], dim=1)
+    assert torch.allclose(site(x, wide).procrustes, torch.eye(12, 16), atol=1e-4)
+
+
+def test_streaming_in_groups_equals_moments_kept(tmp_path: Path) -> None:
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    config = replace(compose_config([]).transfer, positions=1000, memory_gb=0.003)
+    (kept, report), (streamed, _) = (run(tmp_path, "tiny_llama", "tiny_qwen2", config, streaming=s) for s in (False, True))
+    assert report["target_modules"] == 35
+    one, two = read_adapter(kept), read_adapter(streamed)
+    for name in one:
+        assert torch.allclose(one[name].b @ one[name].a, two[name].b @ two[name].a, atol=1e-4), name
+
+
+def test_report_and_gate(tmp_path: Path) -> None:
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    config = replace(compose_config([]).transfer, similarity="excess", similarity_threshold=0.1, **QUICK)  # type: ignore[arg-type]
+    out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config)
+    rows = json.loads((out / "report.json").read_text())
+    assert len(rows) == 35
+    passed = {r["target"] for r in rows if r["excess"] >= 0.1}
+    assert 0 < len(passed) < 35
+    assert set(read_adapter(out)) == passed == {r["target"] for r in rows if r["transferred"]}
+    assert result["target_modules"] == len(passed)
+    with pytest.raises(TransferError, match="lets no module through"):
+        (tmp_path / "again").mkdir()
+        (tmp_path / "again" / "adapter").symlink_to(tmp_path / "adapter")
+        run(tmp_path / "again", "tiny_llama", "tiny_qwen2", replace(config, similarity_threshold=0.99))
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    random_adapter("tiny_qwen2", tmp_path / "adapter")
+    with pytest.raises(TransferError, match="does not fit the source"):
+        run(tmp_path, "tiny_llama", "tiny_qwen2", replace(compose_config([]).transfer, **QUICK))  # type: ignore[arg-type]
+
+
+def test_weights_are_read_as_the_model_has_them() -> None:
+    model = load_model(TINY["tiny_qwen2"], Runtime("float32"))
+    name = "model.layers.2.mlp.down_proj"
+    assert torch.equal(Weights(TINY["tiny_qwen2"], "cpu")[name], model.get_submodule(name).weight)
