@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Paw
+from conftest import Paw
 from paw.config.compose import compose_config, groups, transfer_named
 from paw.config.schema import RandomConfig, RidgeConfig
 from paw.errors import ConfigError
@@ -132,7 +134,13 @@ WRONG = [
     ("force=[trian]", "train"),
     ("seed=1.5", "seed"),
     ("foo=1", "foo"),
+    ("'dataset.prompt=Q {} A'", "dataset.prompt"),
+    ("hardware.devices=2", "ddp_spawn"),
+    ("--config-dir=/nowhere", "--config-dir"),
     ("train", "train"),
+    ("models=[tiny_llama]", "task=evaluate"),
+    ("task=train adapter.path=x", "adapter.path"),
+    ("transfer=random transfer.reference=rigde", "ridge"),
     ("train.lr=${foo.bar}", "foo.bar"),
     ("source.path=[1", "source.path"),
     ("model@source=tiny_llama,tiny_qwen2", "-m"),
@@ -150,15 +158,15 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("line", "named"), WRONG)
-def test_wrong_command_lines_are_one_line(paw: Paw, line: str, named: str, tmp_path: object) -> None:
-    done = paw(line, ok=False)
+def test_wrong_command_lines_are_one_line(paw: Paw, line: str, named: str, tmp_path: Path) -> None:
+    done = paw(*shlex.split(line), ok=False)
     assert done.returncode == 2, done.stdout + done.stderr
     errors = done.stderr.strip().splitlines()
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith("paw: error: ")
     assert named in errors[0]
     assert "Traceback" not in done.stdout + done.stderr
-    assert not any(p.name.startswith("20") for p in ROOT.joinpath("outputs", "runs").glob("*") if p.parent == tmp_path)
+    assert not (tmp_path / "outputs" / "runs").exists()
 
 
 def test_a_wrong_sweep_is_refused_whole(paw: Paw) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Silent
 
+from conftest import Silent
 from paw.config.compose import compose_config
 from paw.config.schema import DatasetConfig
 from paw.data.encode import encode
@@ -115,6 +115,8 @@ def test_a_local_folder_comes_before_the_hub(tmp_path: Path) -> None:
         ([json.dumps(ROW | {"answer": "C"})], "line 1: the answer 'C' is not among the labels"),
         ([json.dumps(ROW | {"answer": None})], "line 1: the answer None"),
         ([json.dumps({"id": "a", "question": "Why?"})], "line 1: has no field 'choices'"),
+        ([json.dumps(ROW | {"choices": None})], "line 1: is not of the form"),
+        ([json.dumps(ROW | {"choices": ["yes"]})], "line 1: has 1 choices, but the answer is number 2"),
         ([""], "has no rows"),
     ],
 )

@@ -124,3 +124,14 @@ def test_permuting_choices_permutes_scores(tiny_llama: Path) -> None:
         straight, _ = token_logprobs(model, encode(tokenizer, [(context, c) for c in choices], False), tokenizer.pad_token_id)
         reverse, _ = token_logprobs(model, encode(tokenizer, [(context, c) for c in choices[::-1]], False), tokenizer.pad_token_id)
     assert torch.allclose(straight.sum(-1), reverse.sum(-1).flip(0), atol=1e-5)
+
+
+def test_a_gap_that_some_resamples_lack_has_an_interval_without_nan() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        base = (rng.random(60) < 0.5).astype(float)
+        own, part = base.copy(), base.copy()
+        own[rng.choice(60, 6, replace=False)] = 1.0
+        part[rng.choice(60, 6, replace=False)] = 1.0
+        found = gap_recovered(base, own, part, "accuracy")
+        assert not found.eligible or not (math.isnan(found.low or 0.0) or math.isnan(found.high or 0.0))

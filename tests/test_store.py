@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Silent
 
+from conftest import Silent
 from paw.config.schema import transient
+from paw.errors import StageError
 from paw.store import Artifact, Input, Stage, Store
 
 STAGE = Stage("work", "1", "test_store:work")
@@ -36,7 +37,9 @@ def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) 
     with open(out.parent / "calls", "a") as f:
         f.write("x")
     time.sleep(float(os.environ.get("SLEEP", "0")))
-    (out / "weights").write_bytes(b"w" * config.steps)
+    (out / "weights.bin").write_bytes(b"w" * config.steps)
+    if os.environ.get("OTHER"):
+        (out / "more.bin").write_bytes(b"other")
     if config.lr < 0:
         raise ValueError("diverged")
     if os.environ.get("KILL"):
@@ -114,7 +117,7 @@ def test_a_readme_beside_a_model_changes_nothing(store: Store, tmp_path: Path) -
 
 
 def test_downstream_follows_upstream(store: Store) -> None:
-    a, b = go(store), go(store, Config(lr=0.2))
+    a, b = go(store), go(store, Config(steps=4))
     assert go(store, Config(steps=1), up=a.path).key != go(store, Config(steps=1), up=b.path).key
 
 
@@ -133,6 +136,31 @@ def test_force_runs_again_once_a_run_and_keeps_one_artifact(store: Store) -> Non
     assert go(forced).reused
     assert calls(store) == 2
     assert artifacts(store) == [first.path.name]
+
+
+def test_what_a_forced_stage_makes_anew_is_seen_downstream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same key with other content (mended code, another GPU): whatever reads it runs again; equal content is reused."""
+    first = go(store)
+    down = store.run(STAGE, Config(steps=1), {"up": first.as_input()}, Silent())
+    same = go(Store(store.root, force=["work"]))
+    assert store.run(STAGE, Config(steps=1), {"up": same.as_input()}, Silent()).path == down.path
+    monkeypatch.setenv("OTHER", "1")
+    other = go(Store(store.root, force=["work"]))
+    assert other.key == first.key
+    assert store.run(STAGE, Config(steps=1), {"up": other.as_input()}, Silent()).path != down.path
+
+
+def test_a_model_under_a_hidden_cache_is_known_by_its_content(store: Store, tmp_path: Path) -> None:
+    found = []
+    for name in ("a", "b"):
+        folder = tmp_path / ".cache" / "paw" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(name)
+        found.append(store.file(folder).fingerprint)
+    assert found[0] != found[1]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StageError, match="holds none"):
+        store.file(tmp_path / "empty")
 
 
 def test_a_killed_process_leaves_no_result_and_no_rubbish(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Silent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import Silent
 from paw.config.compose import compose_config, transfer_named
 from paw.config.schema import TransferConfig
 from paw.errors import TransferError
@@ -25,7 +25,6 @@ from paw.transfer import calibrate, linalg
 from paw.transfer import stage as transferring
 from paw.transfer.activations import pair_texts
 from paw.transfer.maps import Eye, Product
-from paw.transfer.methods import method_named
 from paw.transfer.modules import by_layer, layer_of, matched_layers, pair_names
 from paw.transfer.pairing import Pair, Site
 
@@ -100,8 +99,9 @@ def test_eye_is_the_identity_cut_or_filled(rows: int, columns: int, r: int) -> N
 
 
 def moved(method: str, p: Pair, factors: Factors, **changes: object) -> Factors:
-    config = replace(transfer_named(method, compose_config(["transfer=procrustes"]).transfer), **changes)  # type: ignore[arg-type]
-    return transferring._move(p, factors, method_named(method), config, torch.Generator().manual_seed(0))[0]
+    like = compose_config(["transfer=procrustes"]).transfer
+    config = replace(transfer_named(method, like), **changes)  # type: ignore[arg-type]
+    return transferring._move(p, factors, transferring.Recipe.of(config, like))[0]
 
 
 def factors(out: int, into: int, r: int = 3, seed: int = 5) -> Factors:
@@ -203,7 +203,7 @@ def test_positions_of_two_tokenizers_end_at_the_same_character() -> None:
             words = " ".join(text.split()[:n])
             assert s.decode(p.source[1 : i + 1]) == words == t.decode(p.target[1 : j + 1])
     assert sum(len(p.positions) for p in pair_texts(texts, s, t, 9)) == 9
-    with pytest.raises(TransferError, match="transfer.calibration"):
+    with pytest.raises(TransferError, match=r"transfer\.calibration"):
         pair_texts([""], s, t, 10)
 
 
@@ -222,22 +222,19 @@ def random_adapter(model: str, folder: Path, seed: int = 0) -> Path:
 
 
 def run(tmp_path: Path, source: str, target: str, config: TransferConfig, streaming: bool = False) -> tuple[Path, dict[str, object]]:
-    dataset = compose_config(["dataset=facts"]).dataset
     runtime, text = Runtime("float32"), {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
     models = {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
+    seen = calibrate.CalibrateStage(runtime, config.layers, config.positions)
     known = text
     if not streaming:
         moments = tmp_path / "moments"
         moments.mkdir(exist_ok=True)
-        calibrate.calibrate(
-            calibrate.CalibrateStage(dataset, "train", runtime, config.layers, config.positions), models | text, moments, Silent()
-        )
+        calibrate.calibrate(seen, models | text, moments, Silent())
         known = {"moments": Input(moments, "moments")}
     out = tmp_path / f"out{streaming}"
     out.mkdir()
-    adapter = tmp_path / "adapter"
-    stage = transferring.TransferStage(config, dataset, "train", runtime)
-    return out, transferring.transfer(stage, models | known | {"adapter": Input(adapter, "adapter")}, out, Silent())
+    stage = transferring.TransferStage(config, None, seen if streaming else None, runtime)
+    return out, transferring.transfer(stage, models | known | {"adapter": Input(tmp_path / "adapter", "adapter")}, out, Silent())
 
 
 QUICK = {"positions": 2000}
@@ -260,6 +257,11 @@ def test_what_text_does_not_show_is_paired_as_the_identity_pairs_it() -> None:
     x[:, 8:] = 0.0
     x = x @ orthogonal(12, 3)
     assert torch.allclose(site(x, x).procrustes, torch.eye(12), atol=1e-4)
+    # unseen directions that the identity would pair with seen ones: still orthogonal
+    shift = torch.eye(40)[torch.randperm(40, generator=torch.Generator().manual_seed(1))].clone()
+    shift[:, ::2] = 0.0
+    q = linalg.polar(shift)
+    assert torch.allclose(q @ q.T, torch.eye(40), atol=1e-5)
     wide = torch.cat([x, torch.zeros(50, 4)], dim=1)
     assert torch.allclose(site(x, wide).procrustes, torch.eye(12, 16), atol=1e-4)
 
@@ -284,9 +286,9 @@ def test_report_and_gate(tmp_path: Path) -> None:
     assert 0 < len(passed) < 35
     assert set(read_adapter(out)) == passed == {r["target"] for r in rows if r["transferred"]}
     assert result["target_modules"] == len(passed)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "adapter").symlink_to(tmp_path / "adapter")
     with pytest.raises(TransferError, match="lets no module through"):
-        (tmp_path / "again").mkdir()
-        (tmp_path / "again" / "adapter").symlink_to(tmp_path / "adapter")
         run(tmp_path / "again", "tiny_llama", "tiny_qwen2", replace(config, similarity_threshold=0.99))
 
 
@@ -300,3 +302,21 @@ def test_weights_are_read_as_the_model_has_them() -> None:
     model = load_model(TINY["tiny_qwen2"], Runtime("float32"))
     name = "model.layers.2.mlp.down_proj"
     assert torch.equal(Weights(TINY["tiny_qwen2"], "cpu")[name], model.get_submodule(name).weight)
+
+
+def test_mixtures_of_experts_are_refused() -> None:
+    with pytest.raises(TransferError, match="mixtures of experts"):
+        by_layer([f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(2)])
+
+
+def test_the_placebo_of_a_regression_is_matched_to_that_regression() -> None:
+    like = compose_config(["transfer=ridge", "transfer.penalty=0.5", "transfer.controls=[]"]).transfer
+    placebo = transfer_named("random", like, seed=3)
+    assert (placebo.reference, placebo.seed) == ("ridge", 3)  # type: ignore[attr-defined]
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(20, 16, generator=generator)
+    x_s, x_t = torch.randn(300, 12, generator=generator), torch.randn(300, 16, generator=generator)
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+    real = transferring._move(p, f, transferring.Recipe.of(like, None))[0]
+    spoilt = transferring._move(p, f, transferring.Recipe.of(placebo, like))[0]
+    assert spoilt.norm() == pytest.approx(real.norm(), rel=1e-4)

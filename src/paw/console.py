@@ -35,6 +35,9 @@ class Console:
         shown.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(shown)
 
+    def __reduce__(self) -> tuple[type[Console], tuple[()]]:
+        return Console, ()  # a process of a training speaks for itself; tracker and log file stay with its parent
+
     def keep(self, file: Path) -> None:
         """From now on everything said is also in a file, with times; warnings of libraries only there."""
         handler = logging.FileHandler(file, encoding="utf-8")

@@ -35,7 +35,7 @@ def groups() -> dict[str, list[str]]:
 
 
 def with_demo(overrides: Sequence[str]) -> list[str]:
-    """A command line that names no model, experiment or task of its own runs the embedded demo."""
+    """A command line that names no model and no experiment runs on the embedded pair, with the demo's settings."""
     named = re.compile(r"^[+~]*(model@(source|target)|models|experiment|source\.(path|hub)|target\.(path|hub))\b")
     return list(overrides) if any(named.match(o) for o in overrides) else [DEMO, *overrides]
 
@@ -58,6 +58,10 @@ def typed(config: DictConfig) -> PawConfig:
         model_named(name)
     for name in result.transfer.controls:
         transfer_named(name, result.transfer)
+    if result.models and result.task != "evaluate":
+        raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
+    if result.adapter.path and result.task in ("evaluate", "train"):
+        raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
     if result.adapters and result.task != "evaluate":
         raise ConfigError(f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
                           "Use adapter.path=DIR to transfer one.")  # fmt: skip
@@ -90,25 +94,25 @@ def model_named(name: str) -> ModelConfig:
         return found
     path = Path(name).expanduser()
     if path.exists():
-        return ModelConfig(name=path.stem, path=str(path))
+        return ModelConfig(name=path.resolve().name.removesuffix(".gguf"), path=str(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return ModelConfig(name=name.split("/")[1], hub=name)
     raise ConfigError(f"models: {name!r} is neither a model in conf/model, a path, nor a hub id."
                       + nearest(name, groups()["model@source"]))  # fmt: skip
 
 
-def transfer_named(name: str, like: TransferConfig) -> TransferConfig:
+def transfer_named(name: str, like: TransferConfig, seed: int = 0) -> TransferConfig:
     """Another method with its own defaults, and all that is shared taken from `like`: a control beside a method."""
     if name not in groups()["transfer"]:
         raise ConfigError(f"transfer.controls: no method {name!r}." + nearest(name, groups()["transfer"]))
     if name == like.method:
         return like
     own = TRANSFER_SCHEMAS.get(name, TransferConfig)
-    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig)} | {"controls": []}
+    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig) if f.name != "evidence"} | {"controls": []}
     chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
-    values = shared | {k: v for k, v in chosen.items() if k not in ("defaults", "seed")}
-    if own is RandomConfig:
-        values["reference"] = like.method  # a placebo is matched to the method it stands beside
+    values = shared | {k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")}
+    if own is RandomConfig:  # a placebo is matched to the method it stands beside
+        values |= {"reference": like.method, "seed": seed}
     return own(**values)
 
 
@@ -130,7 +134,7 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 
 def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> PawConfig:
     """Sweeps are checked choice by choice, the others held at their first: linear, not the product."""
-    texts = [_choices(o) for o in overrides]
+    texts = [choices for choices in map(_choices, overrides) if choices]
     first = [t[0] for t in texts]
     variants = [first] + [[*first[:i], c, *first[i + 1 :]] for i, t in enumerate(texts) for c in t[1:]]
     results = [_compose(v, config_dir) for v in variants]
@@ -141,12 +145,17 @@ def _choices(override: Override) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line or ""]
     key = override.get_key_element()
-    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    try:
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except HydraException:  # glob(...) and the like are for Hydra to expand
+        return []
 
 
 def _compose(overrides: Sequence[str], config_dir: str | None) -> PawConfig:
     for text in overrides:
         _check_group(text)
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir: {config_dir} is no folder.")
     search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
@@ -74,6 +75,12 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         kinds = sorted(p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__")
         one_of("dataset.kind", self.kind, tuple(kinds))
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
+        except ValueError as e:
+            raise ConfigError(f"dataset.prompt: {e}. Write fields as {{question}}, and a brace itself as {{{{ or }}}}.") from None
+        if not all(re.match(r"[A-Za-z_]", name) for name in names):
+            raise ConfigError("dataset.prompt: a field has no name. Write fields as {question}.")
 
 
 @dataclass
@@ -121,7 +128,7 @@ class TrainConfig:
 class EvaluateConfig:
     sample_ratio: float = 1.0  # a seeded sample of the split
     limit: Optional[int] = None  # at most so many of it
-    split: Optional[str] = None  # instead of the data set's own
+    split: Optional[str] = transient(None)  # instead of the data set's own
     batch_size: int = transient(8)  # questions at a time
     seed: int = 0
 
@@ -147,7 +154,6 @@ class TransferConfig:
     calibration: Optional[str] = transient(None)  # a text file, a document a line; else the data set's own text
     batch_size: int = transient(32)  # calibration texts at a time
     memory_gb: float = transient(8.0)  # for moments: kept if they fit, else streamed in groups of layers that do
-    seed: int = 0
     controls: list[str] = field(default_factory=list, metadata={"transient": True})  # other methods, shown beside
 
     def __post_init__(self) -> None:
@@ -174,12 +180,13 @@ class RidgeConfig(TransferConfig):
 
 @dataclass
 class RandomConfig(TransferConfig):
-    reference: str = "procrustes"  # the real method whose norm and spectrum are matched
+    reference: str = transient("procrustes")  # the real method whose norm and spectrum are matched; in the key whole
+    seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference == "random":
-            raise ConfigError("transfer.reference: the placebo needs a real method to match, not itself.")
+        methods = sorted(p.stem for p in (conf_dir() / "transfer").glob("*.yaml"))
+        one_of("transfer.reference", self.reference, tuple(m for m in methods if m != "random"))
 
 
 @dataclass
@@ -201,6 +208,8 @@ class HardwareConfig:
         one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("hardware.strategy", self.strategy, ("auto", "ddp_spawn"))
         within("hardware.devices", self.devices, 1, 1024)
+        if self.devices > 1 and self.strategy != "ddp_spawn":
+            raise ConfigError(f"hardware.devices={self.devices}: several devices need hardware.strategy=ddp_spawn.")
         within("hardware.workers", self.workers, 0, 1024)
 
 

@@ -18,8 +18,9 @@ from paw.data.example import Example, Row
 from paw.data.kinds import kind_named
 from paw.errors import DataError
 from paw.paths import cache_dir
-from paw.store import Watch
+from paw.store import Watch, digest
 
+NORMALISED = "1"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
 
 
@@ -63,8 +64,14 @@ def examples(file: Path, dataset: DatasetConfig, split: str) -> list[Example]:
         except KeyError as e:
             raise DataError(f"{file}, line {line}: has no field {e}, which {dataset.name} needs (its prompt and kind name it).") from None
         except ValueError:
-            raise DataError(f"{file}, line {line}: the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. "
-                            "Use a split that has gold labels.") from None  # fmt: skip
+            raise DataError(
+                f"{file}, line {line}: the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. "
+                "Use a split that has gold labels."
+            ) from None
+        except (TypeError, AttributeError, IndexError) as e:
+            raise DataError(f"{file}, line {line}: is not of the form that kind {dataset.kind!r} reads ({e}).") from None
+        if example.gold >= len(example.continuations):
+            raise DataError(f"{file}, line {line}: has {len(example.continuations)} choices, but the answer is number {example.gold + 1}.")
         if example.id in seen:
             raise DataError(f"{file}, line {line}: the id {example.id!r} occurs twice.")
         seen.add(example.id)
@@ -113,8 +120,12 @@ def _parts(split: str) -> tuple[str, float, float]:
 
 def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch) -> Path:
     """The hub's split in normalised form, made once per machine. `dataset.hub` may be a folder in the hub's layout."""
-    parts = [dataset.hub or "", dataset.subset or "", dataset.revision or ""]
-    out = cache_dir() / "data" / re.sub(r"[^\w.-]+", "_", "--".join(filter(None, parts))) / f"{base}.jsonl"
+    hub = dataset.hub or ""
+    parts = [hub, dataset.subset or "", dataset.revision or "", dataset.kind, NORMALISED]
+    if Path(hub).is_dir():  # a folder may change; the hub's revisions are its own affair
+        parts += [f"{p.relative_to(hub)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(Path(hub).rglob("*")) if p.is_file()]
+    name = re.sub(r"[^\w.-]+", "_", hub.rstrip("/").split("/")[-1])
+    out = cache_dir() / "data" / f"{name}-{digest(parts)[:12]}" / f"{base}.jsonl"
     if out.is_file():
         return out
     try:

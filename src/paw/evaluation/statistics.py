@@ -36,9 +36,9 @@ class Gap:
 
 
 def standard_error(values: Sequence[float] | Vector) -> float:
-    """Sample standard deviation over √n, as in the harness; NaN for one value."""
+    """Sample standard deviation over √n, as in the harness; infinite for one value."""
     x = np.asarray(values, dtype=np.float64)
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.inf
 
 
 def resampled_means(columns: Vector, seed: int = 0, resamples: int = RESAMPLES) -> Vector:
@@ -69,7 +69,9 @@ def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed:
         return Gap(of, False, f"own − base is {gap.mean():+.3f}, interval [{low_gap:+.3f}, {high_gap:+.3f}]", None, None, None)
     if of == "accuracy" and gap.mean() < ELIGIBLE:
         return Gap(of, False, f"own − base is {gap.mean():+.3f}, under {ELIGIBLE}", None, None, None)
-    low, high = np.percentile(means[:, 1] / means[:, 0], [2.5, 97.5])
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a gap bounds nothing
+        ratios = np.where(means[:, 0] > 0, means[:, 1] / means[:, 0], np.copysign(np.inf, means[:, 1]))
+    low, high = np.percentile(ratios, 2.5, method="lower"), np.percentile(ratios, 97.5, method="higher")
     return Gap(of, True, "", float((transferred - base).mean() / gap.mean()), float(low), float(high))
 
 

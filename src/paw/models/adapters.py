@@ -43,8 +43,10 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
             what a pair of factors cannot say (DoRA, biases, whole modules, embeddings).
     """
     config = read_config(folder)
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{folder}: is a {config.get('peft_type')} adapter; only LoRA is read here.")
+    if config["peft_type"] != "LORA":
+        raise AdapterError(f"{folder}: is a {config['peft_type']} adapter; only LoRA is read here.")
+    if not isinstance(config.get("r"), int):
+        raise AdapterError(f"{folder / CONFIG}: has no rank r.")
     for key, none, name in (
         ("use_dora", False, "DoRA magnitudes"),
         ("bias", "none", "biases"),
@@ -140,7 +142,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError:
         raise AdapterError(f"{folder / CONFIG}: is not JSON.") from None
-    return dict(config)
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise AdapterError(f"{folder / CONFIG}: has no peft_type, so it is no PEFT configuration.")
+    return config
 
 
 def _tensors(file: Path) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ class Runtime:
 
     precision: str
     device: str = transient("cpu")
-    devices: int = 1  # of a training: its global batch is devices × batch size
+    devices: int = transient(1)
     strategy: str = transient("auto")
     workers: int = transient(0)
 
@@ -54,7 +54,7 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
     if precision == "auto":
         precision = "float32"
         if device == "cuda":
-            precision = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+            precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return Runtime(precision, device, hardware.devices, hardware.strategy, hardware.workers)
 
 
@@ -68,8 +68,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     _quiet()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({str(e).splitlines()[0]}).") from None
+    except Exception as e:  # damaged files make the reader fail anywhere
+        raise ModelError(f"{folder}: its tokenizer cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
     if not tokenizer.is_fast:
         raise ModelError(f"{folder}: has only a slow tokenizer, without character offsets. Convert it to tokenizer.json.")
     if tokenizer.pad_token_id is None:  # padding is always masked, so any token serves
@@ -83,7 +83,6 @@ def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False) 
     Raises:
         ModelError: for an encoder, an unknown architecture or damaged weights.
     """
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     _quiet()
@@ -94,11 +93,20 @@ def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False) 
             raise ModelError(f"{folder}: {kinds[0]} is an encoder; this task needs a causal language model.")
         # Capped attention scores (Gemma 2) are computed only by the plain implementation.
         attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=runtime.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=runtime.dtype,
+            attn_implementation=attention,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError, RuntimeError) as e:
-        raise ModelError(f"{folder}: cannot be loaded ({(str(e).splitlines() or ['?'])[0]}).") from None
+    except ModelError:
+        raise
+    except Exception as e:  # damaged files make the reader fail anywhere
+        raise ModelError(f"{folder}: cannot be loaded ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+    lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lacking:  # transformers would fill them at random
+        raise ModelError(f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again.")
     return model.to(runtime.device).eval().requires_grad_(False)
 
 

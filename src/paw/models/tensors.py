@@ -41,4 +41,6 @@ class Weights:
 
     def __getitem__(self, module: str) -> Tensor:
         weight: Tensor = self._files[f"{module}.weight"].get_tensor(f"{module}.weight")
+        if weight.dtype.itemsize < 2 or not weight.is_floating_point():
+            raise ModelError(f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. Give the original model.")
         return weight.float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def write(folder: Path, systems: list[System], said: list[str], about: dict[str,
     for row, system in zip(rows, systems, strict=True):
         stages = {a.stage: str(a.path) for a in [*system.made, system.evaluation]}
         full.append(row | {"gap": asdict(system.gap) if system.gap else None, "versus": system.versus, "artifacts": stages})
-    write_text(folder / "results.json", json.dumps(about | {"said": said, "systems": full}, indent=1) + "\n")
+    write_text(folder / "results.json", json.dumps(_finite(about | {"said": said, "systems": full}), indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["system"])
     writer.writeheader()
@@ -161,3 +162,12 @@ def write(folder: Path, systems: list[System], said: list[str], about: dict[str,
         folder / "summary.md",
         f"# {about['title']}\n\n    {about['command']}\n\n{facts}\n\n{table(systems)}\n\n{lines}\n\n{notes}\n",
     )
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: what is unbounded becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paw.errors import StageError
 from paw.store.write import write_text
 
 CHUNK = 1 << 20
@@ -48,7 +49,10 @@ def content(path: Path, memo: Path) -> str:
     """The hash of a file or folder's content. `memo` is a folder that remembers files by size and time stamps, so that
     sixteen gigabytes are read once."""
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES and ".cache" not in p.parts]
+        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES]
+        files = [p for p in files if ".cache" not in p.relative_to(path).parts]  # the hub client's own notes
+        if not files:
+            raise StageError(f"{path}: holds none of the files that a model, data set or adapter is made of.")
         return digest({str(p.relative_to(path)): content(p, memo) for p in files})
     stat = path.stat()
     known = memo / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])

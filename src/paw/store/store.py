@@ -7,10 +7,12 @@ a shortcut by time stamps follow DVC. Failures are never kept: unlike exca's, th
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,7 +24,7 @@ from filelock import FileLock, Timeout
 from paw.errors import StageError
 from paw.store.fingerprint import content, digest, plain
 from paw.store.meter import Meter
-from paw.store.write import write_text
+from paw.store.write import sync, write_text
 
 MANIFEST = "stage.json"
 
@@ -57,13 +59,14 @@ class Artifact:
 
     path: Path
     key: str
+    content: str
     result: dict[str, Any]
     cost: dict[str, float | None]
     reused: bool
     stage: str = ""
 
     def as_input(self) -> Input:
-        return Input(self.path, f"stage:{self.key}")
+        return Input(self.path, self.content)
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Store:
         """A file or folder as an input, known by its content."""
         manifest = path / MANIFEST
         if manifest.is_file():
-            return Input(path, "stage:" + json.loads(manifest.read_text())["key"])
+            return Input(path, json.loads(manifest.read_text())["content"])
         return Input(path, content(path, self.root / ".content"))
 
     def run(self, stage: Stage, config: Any, inputs: Mapping[str, Input], watch: Watch) -> Artifact:
@@ -114,16 +117,27 @@ class Store:
                 with Meter() as meter:
                     function = getattr(import_module(module), name)
                     result = function(config, inputs, work, watch)
-                manifest = {"key": key, **what, "result": result, "cost": meter.cost(), "host": socket.gethostname(),
-                            "paths": {k: str(v.path) for k, v in inputs.items()}}  # fmt: skip
+                manifest = {
+                    "key": key,
+                    **what,
+                    "content": content(work, self.root / ".content"),
+                    "result": result,
+                    "cost": meter.cost(),
+                    "host": socket.gethostname(),
+                    "paths": {k: str(v.path) for k, v in inputs.items()},
+                }
                 write_text(work / MANIFEST, json.dumps(manifest, indent=1))
-                if final.exists():  # forced: the old artifact stays until this moment
-                    shutil.rmtree(final)
+                sync(work)
+                if final.exists():  # forced: the old artifact stays until this moment, and goes aside whole
+                    final.rename(final.with_name(f"{final.name}.tmp-old"))
                 work.rename(final)  # the moment from which it exists
+                self._sweep(final)
             except BaseException:
                 shutil.rmtree(work, ignore_errors=True)  # failures are never results
                 raise
-        return Artifact(final, key, result, manifest["cost"], reused=False, stage=stage.name)
+            finally:
+                _free()
+        return Artifact(final, key, manifest["content"], result, manifest["cost"], reused=False, stage=stage.name)
 
     def _found(self, final: Path, key: str) -> Artifact | None:
         try:
@@ -132,7 +146,7 @@ class Store:
             return None
         if manifest["key"] != key:
             return None
-        return Artifact(final, key, manifest["result"], manifest["cost"], reused=True, stage=manifest["stage"])
+        return Artifact(final, key, manifest["content"], manifest["result"], manifest["cost"], reused=True, stage=manifest["stage"])
 
     def _sweep(self, final: Path) -> None:
         """Under the lock nobody else makes this artifact: what lies beside it was left by a killed process."""
@@ -151,3 +165,11 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _free() -> None:
+    """A stage's models are held by reference cycles; on a GPU nothing else would collect them before the next loads."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -18,13 +18,19 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     if config.adapters and len(wanted) != 1:
         raise ConfigError(f"adapters: an adapter belongs to one base; name it: models=[{wanted[0].name}].")
     bases = [stages.base(model) for model in wanted]
-    adapters = {path: stages.given_adapter(path) for path in config.adapters}
-    stages.find(stages.eval_split)
+    adapters = {path: stages.given_adapter(path, bases[0]) for path in config.adapters}
+    stages.find(evaluate=True)
 
     with Run(config, overrides, run_dir, stages, "evaluate_" + "+".join(b.name for b in bases)) as run:
         for base in bases:
             console.banner(f"evaluate {base.name}")
             run.add(stages.evaluate(base.name, base))
             for path, adapter in adapters.items():
-                run.add(stages.evaluate(f"{base.name} + {path.rstrip('/').rsplit('/', 1)[-1]}", base, adapter))
+                run.add(stages.evaluate(f"{base.name} + {_short(path, config.adapters)}", base, adapter))
     return run.systems
+
+
+def _short(path: str, among: list[str]) -> str:
+    """The folder's name, or the whole path where another has the same name."""
+    name = path.rstrip("/").rsplit("/", 1)[-1]
+    return name if sum(other.rstrip("/").rsplit("/", 1)[-1] == name for other in among) == 1 else path

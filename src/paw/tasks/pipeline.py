@@ -13,8 +13,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
-    stages.find(config.dataset.train_split, stages.eval_split)
-    given = stages.given_adapter(config.adapter.path) if config.adapter.path else None
+    stages.find(train=True, evaluate=True, transfer=True)
+    given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
 
     with Run(config, overrides, run_dir, stages, f"{source.name}-{target.name}") as run:
         console.banner(f"[1/6] evaluate the source base, {source.name}")

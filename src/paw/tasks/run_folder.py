@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import shlex
 import shutil
 import time
 from dataclasses import asdict
@@ -39,7 +39,7 @@ class Run:
         self.console.tracker = open_tracker(config.tracker, self.folder, settings)
         runtime, command = (
             stages.runtime,
-            " ".join(["python -m paw.run", *(f"'{o}'" if " " in o or "[" in o else o for o in overrides)]),
+            shlex.join(["python", "-m", "paw.run", *overrides]),
         )
         self.about = {
             "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",
@@ -62,7 +62,7 @@ class Run:
         self.console.close()
         if error is not None:
             self.console.note_failure(error)
-            self.said.insert(0, f"Unfinished: {error or type(error).__name__}")
+            self.said.insert(0, f"Unfinished: {str(error) or type(error).__name__}")
         if self.systems:
             results.write(self.folder, self.systems, self.said, self.about)
         for name, path in self._adapters.items():
@@ -108,11 +108,8 @@ def _new_folder(root: Path, label: str) -> Path:
 
 
 def _publish(adapter: Path, folder: Path) -> None:
-    """Hard links where the file system has them, copies elsewhere."""
+    """Copies: what a user does to them must not change the artifact."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, WEIGHTS, BIRTH):
-        if (adapter / name).is_file() and not (folder / name).exists():
-            try:
-                os.link(adapter / name, folder / name)
-            except OSError:
-                shutil.copy2(adapter / name, folder / name)
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, folder / name)

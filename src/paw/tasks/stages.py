@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from paw.config.compose import transfer_named
-from paw.config.schema import ModelConfig, PawConfig, TransferConfig
+from paw.config.schema import ModelConfig, PawConfig, RandomConfig, TransferConfig
 from paw.console import Console
 from paw.data.load import split_file
-from paw.errors import AdapterError, ConfigError
+from paw.errors import AdapterError, ConfigError, DataError
 from paw.evaluation import stage as evaluation
 from paw.models.adapters import check_base, read_config
 from paw.models.load import resolve_runtime
@@ -67,16 +67,26 @@ class Stages:
     def data(self, split: str) -> Input:
         return self.store.file(split_file(self.config.dataset, split, self.config.paths.data_dir, self.console))
 
-    def find(self, *splits: str) -> None:
-        """Finds (or fetches) splits now, so that a missing one stops the run before any stage."""
-        for split in splits:
-            self.data(split)
+    def find(self, train: bool = False, evaluate: bool = False, transfer: bool = False) -> None:
+        """Finds (or fetches) what the stages of a task will read, so that a missing file stops it before any of them."""
+        splits = [self.config.dataset.train_split] * train + [self.eval_split] * evaluate
+        files = [self.data(split).path for split in splits]
+        if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
+            raise DataError(
+                f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
+                "'dataset.train_split=train[:80%]' 'dataset.eval_split=train[80%:]'."
+            )
+        if transfer:
+            for method in self.methods():
+                self._calibration(self._method(method))
 
-    def given_adapter(self, path: str) -> Adapter:
+    def given_adapter(self, path: str, base: Base) -> Adapter:
+        """An adapter from elsewhere; one that is stamped for another base is refused."""
         folder = Path(path).expanduser()
         if not folder.is_dir():
             raise AdapterError(f"{path}: no such adapter folder.")
         read_config(folder)
+        check_base(folder, base.input.fingerprint)
         return Adapter(self.store.file(folder))
 
     @property
@@ -87,9 +97,10 @@ class Stages:
 
     def evaluate(self, name: str, base: Base, adapter: Adapter | None = None) -> System:
         """One base on the evaluation split, with an adapter or without."""
-        config = evaluation.EvaluateStage(
-            self.config.dataset, self.eval_split, self.config.evaluate, self.runtime, base.config.trust_remote_code
-        )
+        how = self.config.evaluate
+        if how.sample_ratio == 1 and how.limit is None:
+            how = replace(how, seed=0)  # nothing is drawn
+        config = evaluation.EvaluateStage(self.config.dataset, self.eval_split, how, self.runtime, base.config.trust_remote_code)
         inputs = {"model": base.input, "data": self.data(self.eval_split)}
         if adapter is not None:
             check_base(adapter.path, base.input.fingerprint)
@@ -105,7 +116,7 @@ class Stages:
         """A base's own adapter on the training split."""
         c = self.config
         config = training.TrainStage(
-            c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, self.runtime,
+            c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, self.runtime, self.runtime.devices,
             base.config.hub or str(base.input.path), base.config.trust_remote_code,
         )  # fmt: skip
         inputs = {"model": base.input, "data": self.data(c.dataset.train_split)}
@@ -120,38 +131,49 @@ class Stages:
 
     def transfer(self, adapter: Adapter, source: Base, target: Base, method: str) -> Adapter:
         """The source's adapter on the target, by the configured method or by another that stands beside it."""
-        c = transfer_named(method, self.config.transfer)
-        trust = source.config.trust_remote_code and target.config.trust_remote_code
-        config = transferring.TransferStage(
-            c, self.config.dataset, self.config.dataset.train_split, self.runtime, target.config.hub or str(target.input.path), trust
-        )
+        check_base(adapter.path, source.input.fingerprint)
+        c = self._method(method)
+        reference = self._method(c.reference) if isinstance(c, RandomConfig) else None
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
+        text = None
         if c.evidence == "text" or c.gain == "activation":
-            inputs |= self._moments(c, source, target, trust)
+            known, text = self._moments(c, source, target)
+            inputs |= known
+        name = target.config.hub or str(target.input.path)
+        config = transferring.TransferStage(c, reference, text, self.runtime, name)
         done = self._run(transferring.STAGE, config, inputs, f"transfer by {c.method}")
         r = done.result
-        self._tell(
-            done,
-            f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter; "
-            f"similarity {r['similarity']:.3f} (chance {r['chance']:.3f})",
-        )
+        similarity = "" if reference else f"; similarity {r['similarity']:.3f} (chance {r['chance']:.3f})"
+        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}")
         return Adapter(done.as_input(), (*adapter.made, done))
 
-    def _moments(self, c: TransferConfig, source: Base, target: Base, trust: bool) -> dict[str, Input]:
+    def _method(self, name: str) -> TransferConfig:
+        return transfer_named(name, self.config.transfer, self.config.seed)
+
+    def _moments(self, c: TransferConfig, source: Base, target: Base) -> tuple[dict[str, Input], calibrating.CalibrateStage | None]:
         """What both models do on the calibration text: an artifact if it fits into memory, else the text to stream."""
         text = self._calibration(c)
         shapes = [linear_shapes(base.input.path) for base in (source, target)]
         pairs = all_pairs(by_layer(shapes[0]), by_layer(shapes[1]), c.layers)
+        rows = "data" in text
+        trust = (source.config.trust_remote_code, target.config.trust_remote_code)
+        config = calibrating.CalibrateStage(
+            self.runtime,
+            c.layers,
+            c.positions,
+            self.config.dataset if rows else None,
+            self.config.dataset.train_split if rows else None,
+            c.batch_size,
+            trust,
+        )
         if moments_bytes(pairs, shapes[0], shapes[1]) > c.memory_gb * 2**30:
-            return text
-        dataset, split = self.config.dataset, self.config.dataset.train_split
-        config = calibrating.CalibrateStage(dataset, split, self.runtime, c.layers, c.positions, c.batch_size, trust)
+            return text, config
         inputs = {"source": source.input, "target": target.input, **text}
         done = self._run(calibrating.STAGE, config, inputs, f"calibrate {source.name} and {target.name}")
         if done.key not in self._told:
             self._told.add(done.key)
             self._tell(done, f"calibrate: {done.result['positions']} positions of {done.result['texts']} texts, {done.result['mib']} MiB")
-        return {"moments": done.as_input()}
+        return {"moments": done.as_input()}, None
 
     def _calibration(self, c: TransferConfig) -> dict[str, Input]:
         text = c.calibration or self.config.dataset.calibration
@@ -159,7 +181,8 @@ class Stages:
             return {"data": self.data(self.config.dataset.train_split)}
         path = Path(text).expanduser()
         if not path.is_file():
-            raise ConfigError(f"transfer.calibration: {path} is no file. Give a text file with a document a line.")
+            key = "transfer.calibration" if c.calibration else "dataset.calibration"
+            raise ConfigError(f"{key}: {path} is no file. Give a text file with a document a line.")
         return {"calibration": self.store.file(path)}
 
     def _run(self, stage: Stage, config: object, inputs: dict[str, Input], label: str) -> Artifact:

@@ -13,7 +13,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     base = stages.base(config.source)
-    stages.find(config.dataset.train_split, stages.eval_split)
+    stages.find(train=True, evaluate=True)
 
     with Run(config, overrides, run_dir, stages, f"train_{base.name}") as run:
         console.banner(f"[1/3] train {base.name}")

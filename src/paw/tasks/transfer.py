@@ -12,9 +12,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
-    given = stages.given_adapter(config.adapter.path) if config.adapter.path else None
-    if given is None:
-        stages.find(config.dataset.train_split)
+    given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
+    stages.find(train=given is None, transfer=True)
 
     with Run(config, overrides, run_dir, stages, f"transfer_{source.name}-{target.name}") as run:
         if given is None:

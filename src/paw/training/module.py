@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from paw.config.schema import TrainConfig
 from paw.data.encode import Encoded
 from paw.errors import StageError
 from paw.evaluation.likelihood import token_logprobs
+from paw.store import Watch
+
+CURVE = "curve.jsonl"
 
 
 class AnswerLoss(pl.LightningModule):
-    """Negative log-likelihood per answer token (nats), minimised with AdamW over the adapter's parameters."""
+    """Negative log-likelihood per answer token (nats), minimised with AdamW over the adapter's parameters.
 
-    def __init__(self, model: Any, train: TrainConfig, pad_id: int) -> None:
+    The process of rank 0 writes the adapter and the curve to `out` at the end: with several processes the one that
+    started them sees nothing else of the training.
+    """
+
+    def __init__(self, model: Any, train: TrainConfig, pad_id: int, out: Path, watch: Watch) -> None:
         super().__init__()
-        self.model, self.config, self.pad_id = model, train, pad_id
+        self.model, self.config, self.pad_id, self.out, self.watch = model, train, pad_id, out, watch
         self.losses: list[float] = []
 
     def on_train_start(self) -> None:
@@ -35,6 +45,18 @@ class AnswerLoss(pl.LightningModule):
                 f"train: the loss is not finite at step {len(self.losses)}. Lower train.lr, or use hardware.precision=float32."
             )
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.trainer.is_global_zero:
+            step, loss = self.trainer.global_step, self.losses[-1]
+            self.watch.progress(step, self.config.max_steps, f"loss {loss:.3f}")
+            self.watch.metrics({"train/loss": loss, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
+
+    def on_train_end(self) -> None:
+        if self.trainer.is_global_zero:
+            self.model.save_pretrained(str(self.out), save_embedding_layers=False)
+            with open(self.out / CURVE, "w", encoding="utf-8") as f:
+                f.writelines(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(self.losses, 1))
 
     def transfer_batch_to_device(self, batch: list[Encoded], device: torch.device, dataloader_idx: int) -> list[Encoded]:
         return batch  # lists of token ids; they become tensors where the model is
@@ -66,9 +88,26 @@ class Rows(Dataset[Encoded]):
         return self.rows[index]
 
 
-def loader(rows: list[Encoded], train: TrainConfig, workers: int) -> DataLoader[Encoded]:
-    """Shuffled batches; the order is the seed's alone, not what else was drawn."""
-    return DataLoader(
-        Rows(rows), batch_size=min(train.batch_size, len(rows)), shuffle=True, drop_last=True, num_workers=workers,
-        collate_fn=list, generator=torch.Generator().manual_seed(train.seed),
-    )  # fmt: skip
+class Shuffled(Sampler[int]):
+    """A new order every epoch, from the seed alone; each process takes every world-th row of it."""
+
+    def __init__(self, count: int, seed: int, devices: int) -> None:
+        self.count, self.seed, self.devices, self.epoch = count, seed, devices, 0
+
+    def set_epoch(self, epoch: int) -> None:  # Lightning calls it
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count // self.devices
+
+    def __iter__(self) -> Iterator[int]:
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        return iter(order[rank : len(self) * self.devices : self.devices])
+
+
+def loader(rows: list[Encoded], train: TrainConfig, devices: int, workers: int) -> DataLoader[Encoded]:
+    """Whole batches only, so that every step weighs the same; fewer rows than a batch make one smaller batch."""
+    sampler = Shuffled(len(rows), train.seed, devices)
+    size = min(train.batch_size, len(sampler))
+    return DataLoader(Rows(rows), batch_size=size, sampler=sampler, drop_last=True, num_workers=workers, collate_fn=list)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from paw.config.schema import AdapterConfig, DatasetConfig, TrainConfig, transient
-from paw.data.encode import encode
+from paw.data.encode import Encoded, encode
 from paw.data.load import examples
-from paw.errors import AdapterError, DataError, StageError
-from paw.models.load import Runtime
+from paw.errors import AdapterError, DataError, PawError, StageError, nearest
+from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
 
-CURVE = "curve.jsonl"
 PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 STAGE = Stage("train", "1", "paw.training.stage:train")
 
@@ -30,6 +30,7 @@ class TrainStage:
     adapter: AdapterConfig
     train: TrainConfig
     runtime: Runtime
+    devices: int = 1  # a step sees devices × batch_size examples
     base_name: str | None = transient(None)  # written into adapter_config.json
     trust_remote_code: bool = transient(False)
 
@@ -42,81 +43,101 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
 
     Writes the adapter as a PEFT folder with its base's fingerprint, and the loss of every step.
     """
-    import pytorch_lightning as pl
     import torch
-    from peft import LoraConfig, get_peft_model
 
     from paw.models.adapters import stamp
-    from paw.models.load import load_model, load_tokenizer
-    from paw.training.module import AnswerLoss, loader
+    from paw.training.module import CURVE, AnswerLoss, loader
 
-    base, c, runtime = inputs["model"], config.train, config.runtime
+    base, c = inputs["model"], config.train
     tokenizer = load_tokenizer(base.path, config.trust_remote_code)
-    found = examples(inputs["data"].path, config.dataset, config.split)
-    gold = [(e.contexts[e.gold], e.continuations[e.gold]) for e in found]
-    encoded = encode(tokenizer, gold, config.dataset.chat)
-    rows = [r for r in encoded if len(r.ids) <= c.max_length]
-    if not rows:
-        raise DataError(f"{config.dataset.name}: all {len(encoded)} examples are longer than train.max_length={c.max_length} tokens.")
-    if len(rows) < len(encoded):
-        watch.say(f"{len(encoded) - len(rows)} of {len(encoded)} examples are longer than {c.max_length} tokens and left out")
+    rows, left_out = _rows(config, inputs["data"].path, tokenizer)
+    if left_out:
+        watch.say(f"{left_out} of {left_out + len(rows)} examples are longer than {c.max_length} tokens and left out")
 
-    names = config.adapter.target_modules
-    lora = LoraConfig(
-        r=config.adapter.r, lora_alpha=config.adapter.alpha, lora_dropout=config.adapter.dropout, task_type="CAUSAL_LM",
-        target_modules="all-linear" if names == ["all-linear"] else names,
-    )  # fmt: skip
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.seed)
-        module = AnswerLoss(
-            _adapted(get_peft_model, load_model(base.path, runtime, config.trust_remote_code), lora),
-            c,
-            tokenizer.pad_token_id,
+        # on the CPU: Lightning moves it to its device, in every process
+        model = _adapted(load_model(base.path, replace(config.runtime, device="cpu"), config.trust_remote_code), config, base.path)
+        model.peft_config["default"].base_model_name_or_path = config.base_name
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        _fit(AnswerLoss(model, c, tokenizer.pad_token_id, out, watch), loader(rows, c, config.devices, config.runtime.workers), config, out)
+
+    losses = [json.loads(line)["loss"] for line in (out / CURVE).read_text().splitlines()]
+    if len(losses) < c.max_steps:
+        raise StageError(f"train: stopped after {len(losses)} of {c.max_steps} steps.")
+    if config.devices > 1:  # the processes that trained could not reach the tracker
+        for step, loss in enumerate(losses, 1):
+            watch.metrics({"train/loss": loss}, step)
+    stamp(out, base.fingerprint, made_by="train")
+    tail = losses[-max(1, len(losses) // 10) :]
+    return {"steps": c.max_steps, "examples": len(rows), "left_out": left_out, "trainable": trainable, "train_loss": sum(tail) / len(tail)}
+
+
+def _rows(config: TrainStage, file: Path, tokenizer: Any) -> tuple[list[Encoded], int]:
+    """The gold rows as tokens, and how many were too long."""
+    found = examples(file, config.dataset, config.split)
+    encoded = encode(tokenizer, [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], config.dataset.chat)
+    rows = [r for r in encoded if len(r.ids) <= config.train.max_length]
+    if len(rows) < config.devices:
+        raise DataError(
+            f"{config.dataset.name}: {len(encoded) - len(rows)} of {len(encoded)} examples are longer than "
+            f"train.max_length={config.train.max_length} tokens, which leaves too few. Raise it."
         )
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
-        trainer = pl.Trainer(
-            max_steps=c.max_steps, accelerator="gpu" if runtime.device == "cuda" else "cpu", devices=runtime.devices,
-            strategy=runtime.strategy, precision=PRECISION[runtime.precision],
-            gradient_clip_val=c.grad_clip or None, callbacks=[_watching(watch, c.max_steps)], logger=False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=str(out),
-        )  # fmt: skip
-        trainer.fit(module, loader(rows, c, runtime.workers))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if trainer.global_step < c.max_steps:
-        raise StageError(f"train: stopped after {trainer.global_step} of {c.max_steps} steps.")
-
-    module.model.peft_config["default"].base_model_name_or_path = config.base_name
-    module.model.save_pretrained(str(out))
-    stamp(out, base.fingerprint, made_by="train", base_name=config.base_name)
-    with open(out / CURVE, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(module.losses, 1))
-    tail = module.losses[-max(1, len(module.losses) // 10) :]
-    return {"steps": c.max_steps, "examples": len(rows), "left_out": len(encoded) - len(rows), "trainable": trainable,
-            "train_loss": sum(tail) / len(tail) if tail else None}  # fmt: skip
+    return rows, len(encoded) - len(rows)
 
 
-def _adapted(get_peft_model: Any, model: Any, lora: Any) -> Any:
-    try:
-        return get_peft_model(model, lora)
-    except ValueError:
-        have = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if hasattr(m, "in_features")})
-        raise AdapterError(
-            f"adapter.target_modules: the model has none of {sorted(lora.target_modules)}; it has {', '.join(have)}."
-        ) from None
+def _adapted(model: Any, config: TrainStage, folder: Path) -> Any:
+    """The model with fresh LoRA factors on the named modules.
+
+    Raises:
+        AdapterError: for a name that no linear module ends with.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    wanted, c = config.adapter.target_modules, config.adapter
+    linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    for name in wanted if wanted != ["all-linear"] else []:
+        if not any(module == name or module.endswith(f".{name}") for module in linears):
+            have = {module.rsplit(".", 1)[-1] for module in linears}
+            raise AdapterError(f"adapter.target_modules: {folder.name} has no module {name!r}." + nearest(name, have))
+    targets = "all-linear" if wanted == ["all-linear"] else wanted
+    return get_peft_model(
+        model, LoraConfig(r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, task_type="CAUSAL_LM", target_modules=targets)
+    )
 
 
-def _watching(watch: Watch, total: int) -> Any:
+def _fit(module: Any, data: Any, config: TrainStage, out: Path) -> None:
     import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 
-    class Watching(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            if trainer.is_global_zero:
-                step, loss = trainer.global_step, module.losses[-1]
-                watch.progress(step, total, f"loss {loss:.3f}")
-                watch.metrics({"train/loss": loss, "train/lr": trainer.optimizers[0].param_groups[0]["lr"]}, step)
-
-    return Watching()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
+    c, runtime = config.train, config.runtime
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
+        trainer = pl.Trainer(
+            max_steps=c.max_steps,
+            accelerator="gpu" if runtime.device == "cuda" else "cpu",
+            devices=config.devices,
+            strategy=runtime.strategy,
+            precision=PRECISION[runtime.precision],
+            gradient_clip_val=c.grad_clip or None,
+            plugins=[LightningEnvironment()],  # under Slurm too, one task starts its own processes
+            use_distributed_sampler=False,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=str(out),
+        )
+        try:
+            trainer.fit(module, data)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        except PawError:
+            raise
+        except Exception as e:
+            if "StageError: " in str(e):  # raised in another process, it comes back as text
+                raise StageError(str(e).rsplit("StageError: ", 1)[1].strip()) from None
+            raise

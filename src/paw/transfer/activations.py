@@ -15,6 +15,8 @@ from paw.store import Watch
 from paw.transfer.modules import Space
 from paw.transfer.pairing import Site
 
+MAX_TOKENS = 512  # of a text; the rest of a longer one is not looked at
+
 
 @dataclass(frozen=True)
 class PairedText:
@@ -49,7 +51,7 @@ def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> li
 
 
 def _word_ends(tokenizer: Any, text: str) -> tuple[list[int], dict[int, int]]:
-    encoded = tokenizer(text, return_offsets_mapping=True)
+    encoded = tokenizer(text, return_offsets_mapping=True, truncation=True, max_length=MAX_TOKENS)
     ends = {end: i for i, (start, end) in enumerate(encoded.offset_mapping) if end > start}
     return encoded.input_ids, {c: i for c, i in ends.items() if c == len(text) or text[c].isspace()}
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from paw.config.schema import DatasetConfig, transient
 from paw.data.load import examples
+from paw.errors import DataError
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
 from paw.transfer.modules import Place, Space, all_pairs, by_layer, layer_of, moments_bytes, shared_spaces
@@ -31,13 +32,13 @@ Group = tuple[Names, "dict[tuple[Space, Space], Site]"]
 
 @dataclass
 class CalibrateStage:
-    dataset: DatasetConfig
-    split: str
     runtime: Runtime
     layers: str
     positions: int
+    dataset: DatasetConfig | None = None  # where the text is the questions of a split
+    split: str | None = None
     batch_size: int = transient(32)
-    trust_remote_code: bool = transient(False)
+    trust: tuple[bool, bool] = transient((False, False))  # code of the source's, of the target's folder
 
 
 def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, wa
     """
     from safetensors.torch import save_file
 
-    run = Calibration(config, inputs)
+    run = Calibration(config, inputs, watch)
     names = all_pairs(by_layer(run.linears(run.source)), by_layer(run.linears(run.target)), config.layers)
     tensors = {}
     for (s, t), site in run.see(names, watch).items():
@@ -63,16 +64,19 @@ def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, wa
 class Calibration:
     """Both models on their device, and the calibration text in both's tokens."""
 
-    def __init__(self, config: CalibrateStage, inputs: Mapping[str, Input]) -> None:
+    def __init__(self, config: CalibrateStage, inputs: Mapping[str, Input], watch: Watch) -> None:
         from paw.transfer.activations import pair_texts
 
         self.config = config
-        paths = [inputs[n].path for n in ("source", "target")]
-        tokenizers = [load_tokenizer(p, config.trust_remote_code) for p in paths]
+        each = [(inputs[name].path, trust) for name, trust in zip(("source", "target"), config.trust, strict=True)]
+        tokenizers = [load_tokenizer(path, trust) for path, trust in each]
         self.texts: list[PairedText] = pair_texts(_texts(config, inputs), tokenizers[0], tokenizers[1], config.positions)
         self.positions = sum(len(t.positions) for t in self.texts)
         self.pads = (tokenizers[0].pad_token_id, tokenizers[1].pad_token_id)
-        self.source, self.target = (load_model(p, config.runtime, config.trust_remote_code) for p in paths)
+        self.source, self.target = (load_model(path, config.runtime, trust) for path, trust in each)
+        widest = max(model.config.get_text_config().intermediate_size for model in (self.source, self.target))
+        if self.positions < widest:
+            watch.say(f"{self.positions} positions are few for spaces of {widest} dimensions: raise transfer.positions or give more text")
 
     @staticmethod
     def linears(model: Any) -> list[str]:
@@ -109,7 +113,7 @@ def streamed(
     config: CalibrateStage, inputs: Mapping[str, Input], names: Names, shapes: tuple[Shapes, Shapes], memory_gb: float, watch: Watch
 ) -> Iterator[Group]:
     """Groups of as many target layers as fit into memory, one pass over the text each."""
-    run = Calibration(config, inputs)
+    run = Calibration(config, inputs, watch)
     largest = max(moments_bytes(group, *shapes) for group in _groups(names, 1))
     for group in _groups(names, max(1, int(memory_gb * 2**30 / largest))):
         yield group, run.see(group, watch)
@@ -131,9 +135,16 @@ def _key(space: Space) -> str:
 
 
 def _texts(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[str]:
-    """The calibration text, a document a line; else the train split's questions, each with one of its choices in turn,
-    so that no label is used."""
+    """The calibration text, a document a line; else a split's questions, each with one of its choices in turn, so that no
+    label is used (and without, where the only choice is the answer)."""
     if "calibration" in inputs:
-        return [line for line in inputs["calibration"].path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        file = inputs["calibration"].path
+        try:
+            return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as e:
+            raise DataError(f"{file}: is not UTF-8 text ({e}).") from None
+    assert config.dataset is not None
+    assert config.split is not None
     found = examples(inputs["data"].path, config.dataset, config.split)
-    return [e.contexts[i % len(e.contexts)] + e.continuations[i % len(e.contexts)] for i, e in enumerate(found)]
+    picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
+    return [e.contexts[k] + (e.continuations[k] if len(e.contexts) > 1 else "") for e, k in picked]

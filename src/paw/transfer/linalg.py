@@ -23,11 +23,10 @@ def polar(m: Tensor) -> Tensor:
     seen = int((s > SEEN * s[0]).sum())
     rotation: Tensor = u[:, :seen] @ vh[:seen]
     if seen < len(s):
-        rest = torch.eye(*m.shape, dtype=u.dtype, device=u.device)
-        rest = rest - u[:, :seen] @ (u[:, :seen].T @ rest)
-        rest = rest - (rest @ vh[:seen].T) @ vh[:seen]
-        x, _, yh = torch.linalg.svd(rest, full_matrices=False)
-        rotation = rotation + x[:, : len(s) - seen] @ yh[: len(s) - seen]
+        rest_u = torch.linalg.qr(u[:, :seen], mode="complete")[0][:, seen:]  # orthonormal bases of what was not seen
+        rest_v = torch.linalg.qr(vh[:seen].T, mode="complete")[0][:, seen:]
+        x, _, yh = torch.linalg.svd(rest_u.T @ torch.eye(*m.shape, dtype=u.dtype, device=u.device) @ rest_v, full_matrices=False)
+        rotation = rotation + rest_u @ (x @ yh) @ rest_v.T
     return rotation.to(m.dtype)
 
 

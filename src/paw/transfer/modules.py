@@ -65,7 +65,10 @@ def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:
     for name in names:
         match = LAYER.fullmatch(name)
         if match and match[2] in ROLES:
-            out.setdefault(int(match[1]), {})[match[2]] = name
+            roles = out.setdefault(int(match[1]), {})
+            if match[2] in roles:
+                raise TransferError(f"{name}: layer {match[1]} has several {match[2]}; mixtures of experts cannot be transferred.")
+            roles[match[2]] = name
     return out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from paw.errors import TransferError
 from paw.transfer import linalg
 
 
@@ -69,6 +70,6 @@ class Pair:
 
     def seen(self) -> tuple[Site, Site]:
         """Both sites, for methods that declared they need text."""
-        assert self.reads is not None
-        assert self.writes is not None
+        if self.reads is None or self.writes is None:
+            raise TransferError("transfer.evidence=weights: this method looks at activations. Leave it at text.")
         return self.reads, self.writes

@@ -9,12 +9,12 @@ No model is built: weights are read tensor by tensor, activations are known by t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import DatasetConfig, TransferConfig, transient
+from paw.config.schema import RandomConfig, TransferConfig, transient
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, stamp, write_adapter
 from paw.models.load import Runtime
@@ -25,7 +25,6 @@ from paw.transfer.modules import ROLES, by_layer, layer_of, matched_layers, pair
 
 if TYPE_CHECKING:
     from paw.transfer.maps import Maps
-    from paw.transfer.methods import Method
     from paw.transfer.pairing import Pair
 
 REPORT = "report.json"
@@ -35,11 +34,10 @@ STAGE = Stage("transfer", "1", "paw.transfer.stage:transfer")
 @dataclass
 class TransferStage:
     transfer: TransferConfig
-    dataset: DatasetConfig
-    split: str
+    reference: TransferConfig | None  # of a placebo: the method whose result it spoils
+    text: calibrate.CalibrateStage | None  # where moments are not kept but streamed
     runtime: Runtime
     base_name: str | None = transient(None)
-    trust_remote_code: bool = transient(False)
 
 
 def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
@@ -54,23 +52,18 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
     Raises:
         TransferError: if the adapter does not fit the source, nothing has a twin or nothing passes the gate.
     """
-    import torch
-
-    from paw.transfer.methods import method_named
-
     c = config.transfer
-    method = method_named(c.method)
+    recipe = Recipe.of(c, config.reference)
     adapter = read_adapter(inputs["adapter"].path)
     shapes_s, shapes_t = linear_shapes(inputs["source"].path), linear_shapes(inputs["target"].path)
     _refuse_misfit(adapter, shapes_s, inputs["adapter"].path)
     layers_s, layers_t = by_layer(shapes_s), by_layer(shapes_t)
     names = pair_names(adapter, layers_t, matched_layers(c.layers, len(layers_s), len(layers_t)))
 
-    generator = torch.Generator().manual_seed(c.seed)
     moved: dict[str, Factors] = {}
     rows: list[dict[str, Any]] = []
     for pair in _pairs(names, config, inputs, (shapes_s, shapes_t), watch):
-        factors, row = _move(pair, adapter[pair.source], method, c, generator)
+        factors, row = _move(pair, adapter[pair.source], recipe)
         rows.append(row)
         if row["transferred"]:
             moved[pair.target] = factors
@@ -111,11 +104,8 @@ def _pairs(
     groups: Iterator[calibrate.Group]
     if "moments" in inputs:
         groups = calibrate.stored(inputs["moments"].path, names, device)
-    elif "calibration" in inputs or "data" in inputs:
-        text = calibrate.CalibrateStage(
-            config.dataset, config.split, config.runtime, c.layers, c.positions, c.batch_size, config.trust_remote_code
-        )
-        groups = calibrate.streamed(text, inputs, names, shapes, c.memory_gb, watch)
+    elif config.text is not None:
+        groups = calibrate.streamed(config.text, inputs, names, shapes, c.memory_gb, watch)
     else:
         groups = iter([(names, {})])
     source, target = Weights(inputs["source"].path, device), Weights(inputs["target"].path, device)
@@ -126,14 +116,36 @@ def _pairs(
             yield Pair(name_s, name_t, source[name_s], target[name_t], reads, writes, c.basis)
 
 
-def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, generator: Any) -> tuple[Factors, dict[str, Any]]:
+@dataclass(frozen=True)
+class Recipe:
+    """What happens to every module: a method's maps with its configuration, and for a placebo how the result is spoilt."""
+
+    config: TransferConfig
+    maps: Callable[[Pair], Maps]
+    spoil: Callable[[Any, Any], tuple[Any, Any]] | None = None
+
+    @staticmethod
+    def of(config: TransferConfig, reference: TransferConfig | None) -> Recipe:
+        import torch
+
+        from paw.transfer.methods import Method, method_named
+
+        found = method_named(config.method)
+        if isinstance(found, Method):
+            return Recipe(config, lambda pair: found.maps(pair, config))
+        assert isinstance(config, RandomConfig)
+        assert reference is not None
+        generator = torch.Generator().manual_seed(config.seed)
+        return Recipe(config, Recipe.of(reference, None).maps, lambda a, b: found.spoil(a, b, generator))
+
+
+def _move(pair: Pair, factors: Factors, recipe: Recipe) -> tuple[Factors, dict[str, Any]]:
     """The pair's factors on the target, and its row of the report."""
-    maps = method.maps(pair, c)
-    device = pair.w_t.device
+    c, maps, device = recipe.config, recipe.maps(pair), pair.w_t.device
     a, b = maps.t_in.right(factors.a.to(device)), maps.t_out.left(factors.b.to(device))
     b = b * _gain(pair, factors, Factors(a, b), c.gain)
-    if method.spoil:
-        a, b = method.spoil(a, b, generator)
+    if recipe.spoil:
+        a, b = recipe.spoil(a, b)
     new = Factors(a.float().cpu(), b.float().cpu())
     similarity, chance = _similarity(pair, maps)
     row: dict[str, Any] = {
@@ -157,7 +169,7 @@ def _scale(c: TransferConfig) -> str:
 
 def _similarity(pair: Pair, maps: Maps) -> tuple[float, float]:
     """How much of the target's top singular subspaces the source's fill once mapped, mean of both sides; and its chance
-    level. For equal shapes and the identity this is Φ of the weights."""
+    level. For equal shapes and the identity this is Φ of the weights; for cross_lora it is 1 by construction."""
     from paw.transfer.linalg import overlap
 
     (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
@@ -189,5 +201,7 @@ def _energy(a: Any, b: Any, gram: Any, w: Any) -> float:
 
 def _refuse_misfit(adapter: Mapping[str, Factors], shapes: calibrate.Shapes, folder: Path) -> None:
     for name, factors in adapter.items():
-        if tuple(shapes.get(name, ())) != (factors.b.shape[0], factors.a.shape[1]):
+        if name not in shapes:
+            raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
+        if tuple(shapes[name]) != (factors.b.shape[0], factors.a.shape[1]):
             raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")

@@ -15,7 +15,7 @@ from paw.data.example import Example, Row
 
 class Kind(Protocol):
     def normalise(self, row: Row) -> Row:
-        """A row of the hub in normalised form; a normalised row as it is."""
+        """A row of the hub in normalised form."""
 
     def render(self, row: Row, dataset: DatasetConfig) -> Example:
         """A normalised row as contexts and continuations."""

@@ -9,7 +9,5 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    if "answerKey" not in row:
-        return row
     return {"id": row["id"], "question": row["question"], "choices": list(row["choices"]["text"]),
             "labels": list(row["choices"]["label"]), "answer": row["answerKey"]}  # fmt: skip

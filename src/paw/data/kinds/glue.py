@@ -9,8 +9,6 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    if "label" not in row:
-        return row
     if "sentence1" in row:
         question, choices = f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}", ["no", "yes"]
     elif "question1" in row:

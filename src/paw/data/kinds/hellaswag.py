@@ -11,8 +11,6 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    if "endings" not in row:
-        return row
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
     return {"question": clean(context), "choices": [clean(e) for e in row["endings"]],
             "labels": [str(i) for i in range(len(row["endings"]))], "answer": str(row["label"])}  # fmt: skip

@@ -9,8 +9,6 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    if "goal" not in row:
-        return row
     return {
         "question": row["goal"],
         "choices": [row["sol1"], row["sol2"]],

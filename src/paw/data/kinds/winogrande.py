@@ -7,8 +7,6 @@ from paw.data.example import Example, Row
 
 
 def normalise(row: Row) -> Row:
-    if "sentence" not in row:
-        return row
     return {
         "question": row["sentence"],
         "choices": [row["option1"], row["option2"]],

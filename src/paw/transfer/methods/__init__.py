@@ -21,20 +21,21 @@ from paw.transfer.pairing import Pair
 
 @dataclass(frozen=True)
 class Method:
-    """
-    Attributes:
-        maps: T_in and T_out for a pair, given the method's configuration.
-        spoil: placebos only: destroys a finished pair of factors (A: r×n, B: m×r) while keeping what it should match.
-    """
+    """`maps` gives T_in and T_out for a pair, and gets the method's configuration."""
 
     maps: Callable[[Pair, Any], Maps]
-    spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]] | None = None
 
 
-def method_named(name: str) -> Method:
+@dataclass(frozen=True)
+class Placebo:
+    """Another method's result, spoilt: `spoil` destroys finished factors (A: r×n, B: m×r) but for what it matches."""
+
+    spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+
+def method_named(name: str) -> Method | Placebo:
     known = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__"]
     if name not in known:
         raise TransferError(f"transfer.method: no method {name!r}." + nearest(name, known))
-    found = import_module(f"paw.transfer.methods.{name}").METHOD
-    assert isinstance(found, Method)
+    found: Method | Placebo = import_module(f"paw.transfer.methods.{name}").METHOD
     return found

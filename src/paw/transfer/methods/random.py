@@ -9,14 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from paw.config.schema import RandomConfig
-from paw.transfer.maps import Maps
-from paw.transfer.methods import Method, method_named
-from paw.transfer.pairing import Pair
-
-
-def maps(pair: Pair, config: RandomConfig) -> Maps:
-    return method_named(config.reference).maps(pair, config)
+from paw.transfer.methods import Placebo
 
 
 def spoil(a: Tensor, b: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -34,4 +27,4 @@ def _frame(like: Tensor, generator: Generator) -> Tensor:
     return frame.to(like)
 
 
-METHOD = Method(maps, spoil)
+METHOD = Placebo(spoil)

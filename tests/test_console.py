@@ -1,0 +1,73 @@
+"""Progress never floods a log; trackers never ask, never stop a run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from paw import console as consoles
+from paw.config.schema import TrackerConfig
+from paw.console import Console
+from paw.errors import ConfigError
+from paw.tracking import open_tracker
+
+
+def test_a_log_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(consoles.time, "monotonic", lambda: now[0])
+    console = Console()
+    console.live = False
+    console.keep(tmp_path / "run.log")
+    console.start("train")
+    for step in range(10_000):
+        now[0] += 0.01  # a hundred seconds in all
+        console.progress(step + 1, 10_000, "loss 1.0")
+    lines = (tmp_path / "run.log").read_text().splitlines()
+    assert len(lines) == 3
+    assert "train: 3000 of 10000, 30 %, about 70 s left (loss 1.0)" in lines[0]
+
+
+def test_a_failure_is_in_the_log_with_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.keep(tmp_path / "run.log")
+    try:
+        raise ValueError("broken")
+    except ValueError as e:
+        console.note_failure(e)
+    assert "Traceback" in (tmp_path / "run.log").read_text()
+    assert "Traceback" not in capsys.readouterr().out
+
+
+def test_swanlab_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tracker = open_tracker(TrackerConfig(name="swanlab"), tmp_path / "run", {"a": 1})
+    assert tracker is not None
+    tracker.log({"train/loss": 1.0}, 1)
+    tracker.finish()
+    assert any(p.is_file() for p in (tmp_path / "run" / "swanlog").rglob("*"))
+
+
+def test_tensorboard_writes_events(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = open_tracker(TrackerConfig(name="tensorboard"), tmp_path, {})
+    assert tracker is not None
+    tracker.log({"train/loss": 0.5}, 3)
+    tracker.finish()
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    (event,) = found.Scalars("train/loss")
+    assert (event.step, event.value) == (3, 0.5)
+
+
+def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("paw").propagate = True
+    (tmp_path / "file").write_text("")
+    tracker = open_tracker(TrackerConfig(name="tensorboard", dir=str(tmp_path / "file" / "below")), tmp_path, {})
+    assert tracker is None
+    assert "goes on without it" in caplog.text
+    with pytest.raises(ConfigError):
+        TrackerConfig(name="wandb")
