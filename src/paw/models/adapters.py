@@ -91,11 +91,20 @@ def write_adapter(folder: Path, modules: Mapping[str, Factors], base_name: str |
         base_model_name_or_path=base_name, inference_mode=True, rank_pattern=others, alpha_pattern=others,
     )  # fmt: skip
     config.save_pretrained(str(folder))
+    settle(folder)
     tensors = {}
     for name, factors in modules.items():
         tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.a.to(torch.float32).contiguous().cpu()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.b.to(torch.float32).contiguous().cpu()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def settle(folder: Path) -> None:
+    """PEFT writes a set of module names in any order; sorted, the same adapter is always the same bytes."""
+    config = read_config(folder)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True))
 
 
 def stamp(folder: Path, base: str, **facts: Any) -> None:

@@ -16,6 +16,7 @@ from paw.config.schema import TrainConfig
 from paw.data.encode import Encoded
 from paw.errors import StageError
 from paw.evaluation.likelihood import token_logprobs
+from paw.models.adapters import settle
 from paw.store import Watch
 
 CURVE = "curve.jsonl"
@@ -55,6 +56,7 @@ class AnswerLoss(pl.LightningModule):
     def on_train_end(self) -> None:
         if self.trainer.is_global_zero:
             self.model.save_pretrained(str(self.out), save_embedding_layers=False)
+            settle(self.out)
             with open(self.out / CURVE, "w", encoding="utf-8") as f:
                 f.writelines(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(self.losses, 1))
 
