@@ -37,6 +37,10 @@ def newest(folder: Path) -> Path:
     return max((folder / "outputs" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
 
 
+def first(folder: Path) -> Path:
+    return min((folder / "outputs" / "runs").iterdir(), key=lambda p: p.name)
+
+
 def results(run: Path) -> dict[str, dict[str, Any]]:
     return {s["system"]: s for s in json.loads((run / "results.json").read_text())["systems"]}
 
@@ -48,7 +52,7 @@ Demo = tuple[Path, "subprocess.CompletedProcess[str]", float]
 
 
 def test_the_embedded_pair_has_a_gap_and_it_is_closed(demo: Demo) -> None:
-    found = results(newest(demo[0]))
+    found = results(first(demo[0]))
     for base in ("source base", "target base"):
         assert 1 / 8 < found[base]["accuracy"] < 0.6, base
     for own in ("source + own adapter", "target + own adapter"):
@@ -62,7 +66,7 @@ def test_the_embedded_pair_has_a_gap_and_it_is_closed(demo: Demo) -> None:
 
 
 def test_the_default_method_stands_beside_methods_and_a_placebo_that_fail(demo: Demo) -> None:
-    found = results(newest(demo[0]))
+    found = results(first(demo[0]))
     method = found["target + procrustes"]
     assert method["gap_low"] > 0.1
     assert method["coverage"] == 1.0
@@ -83,7 +87,7 @@ def test_both_bases_know_their_facts(paw: Paw, tmp_path: Path) -> None:
 
 def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     folder, done, _ = demo
-    run = newest(folder)
+    run = first(folder)
     assert {p.name for p in run.iterdir()} == {"config.yaml", "run.log", "results.json", "results.csv", "summary.md", "adapters"}
     with open(run / "results.csv") as f:
         rows = list(csv.DictReader(f))
@@ -103,7 +107,7 @@ def test_adapters_load_in_stock_peft_with_the_logits_paw_scored(demo: Demo) -> N
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    run = newest(demo[0])
+    run = first(demo[0])
     for name, base, system in (
         ("source", "tiny_llama", "source + own adapter"),
         ("target_procrustes", "tiny_qwen2", "target + procrustes"),
@@ -124,7 +128,7 @@ def test_adapters_load_in_stock_peft_with_the_logits_paw_scored(demo: Demo) -> N
 
 def test_a_second_run_reuses_every_stage(demo: Demo, paw: Paw) -> None:
     folder, first, _ = demo
-    before = results(newest(folder))
+    before = results(first(folder))
     began = time.monotonic()
     done = paw(cwd=folder)
     assert time.monotonic() - began < 15
@@ -138,7 +142,7 @@ def test_a_second_run_reuses_every_stage(demo: Demo, paw: Paw) -> None:
 
 
 def test_force_runs_one_stage_again_with_the_same_numbers(demo: Demo, paw: Paw) -> None:
-    before = results(newest(demo[0]))
+    before = results(first(demo[0]))
     done = paw("force=[train]", cwd=demo[0])
     assert done.stdout.count("      computed") == 2
     after = results(newest(demo[0]))
@@ -154,7 +158,7 @@ def test_self_transfer_loses_nothing(demo: Demo, paw: Paw) -> None:
 
 def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_base(demo: Demo, paw: Paw) -> None:
     folder = demo[0]
-    source = newest(folder) / "adapters" / "source"
+    source = first(folder) / "adapters" / "source"
     paw("task=transfer", "experiment=demo", "transfer=ridge", "transfer.controls=[]", f"adapter.path={source}", cwd=folder)
     moved = newest(folder) / "adapters" / "target_ridge"
     assert (moved / "adapter_model.safetensors").is_file()
@@ -168,11 +172,23 @@ def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_b
 # ---- broken off, shared -----------------------------------------------------------------------------
 
 
+SHORT = [*QUICK, "train.max_steps=20"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    subprocess.run([sys.executable, "-m", "paw.run", *SHORT], cwd=folder, check=True, capture_output=True)
+    return results(first(folder))
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(tmp_path: Path, paw: Paw, stage: str, demo: Demo) -> None:
+def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
+    tmp_path: Path, paw: Paw, stage: str, unbroken: dict[str, dict[str, Any]]
+) -> None:
     """kill −9 while the stage is at work; the next run finds what was finished and nothing that was not."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "paw.run", *QUICK],
+        [sys.executable, "-m", "paw.run", *SHORT],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -188,12 +204,11 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(tmp_path: Path, paw: 
     process.wait()
     finished = [p.parent for p in artifacts.glob("*/*/stage.json") if ".tmp-" not in p.parent.name]
     assert not any(p.parent.name == stage for p in finished) or stage == "evaluate"
-    done = paw(*QUICK)
+    done = paw(*SHORT)
     assert done.stdout.count("      reused") == len(finished)
     assert not list(artifacts.glob("*/*.tmp-*"))
-    found, whole = results(newest(tmp_path)), results(newest(demo[0]))
-    for name in ("source base", "source + own adapter"):
-        assert found[name]["loss"] == whole[name]["loss"]
+    resumed = results(newest(tmp_path))
+    assert {n: s["loss"] for n, s in resumed.items()} == {n: s["loss"] for n, s in unbroken.items()}
 
 
 def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:

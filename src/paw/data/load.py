@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import math
 import os
 import random
@@ -133,6 +134,7 @@ def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch
     except ImportError:
         raise DataError(f'{dataset.name}: reading from the hub needs the package datasets. Install it: pip install "paw[hub]".') from None
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's to read
     watch.say(f"{dataset.name}: fetching split {base} of {dataset.hub}")
     try:
         rows = datasets.load_dataset(dataset.hub, dataset.subset, split=base, revision=dataset.revision)
