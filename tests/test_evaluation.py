@@ -46,7 +46,7 @@ def test_batches_hold_every_row_once(scored: tuple[object, list[Encoded], int]) 
         found = batches(rows, size, vocabulary)
         assert sorted(i for b in found for i in b) == list(range(len(rows)))
         assert max(map(len, found)) <= size
-    assert len(batches(rows, 1000, 2**28)) == len(rows)
+    assert len(batches(rows, 1000, 2**28)) == len(rows)  # a row alone is never refused
 
 
 def test_metrics_are_their_definitions() -> None:

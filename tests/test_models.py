@@ -113,18 +113,26 @@ def test_a_package_in_parts_is_joined_and_verified(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_the_packaged_model_is_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM2 from its GGUF: dequantised once, its own chat template, and it knows where Paris is."""
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer", "special"),
+    [("smollm2_135m", "The capital of France is", " Paris", 0), ("gemma3_270m", "Paris is the capital of", " France", 1)],
+)
+def test_the_packaged_models_are_real(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, prompt: str, answer: str, special: int
+) -> None:
+    """From GGUF, whole or in four parts: dequantised once, with the family's own special tokens, and they know where Paris is."""
     pytest.importorskip("gguf")
     monkeypatch.setenv("PAW_CACHE", str(tmp_path))
     watch = Silent()
-    folder = locate(model_named("smollm2_135m"), None, watch)
-    assert locate(model_named("smollm2_135m"), None, watch) == folder
+    folder = locate(model_named(name), None, watch)
+    assert locate(model_named(name), None, watch) == folder
     assert len(watch.said) == 1
     tokenizer, model = load_tokenizer(folder), load_model(folder, CPU)
-    assert "<|im_start|>" in tokenizer.chat_template
-    ids = tokenizer("The capital of France is", return_tensors="pt")
-    assert tokenizer.decode(model(**ids).logits[0, -1].argmax()) == " Paris"
+    ids = tokenizer(prompt, return_tensors="pt")
+    assert sum(int(i) in tokenizer.all_special_ids for i in ids.input_ids[0]) == special
+    assert bool(tokenizer.chat_template) == (name == "smollm2_135m")  # Instruct has one, the pretrained Gemma none
+    with torch.inference_mode():
+        assert tokenizer.decode(model(**ids).logits[0, -1].argmax()) == answer
 
 
 def test_names_paths_and_hub_ids_are_models(tmp_path: Path, tiny_llama: Path) -> None:

@@ -16,8 +16,9 @@ MAX_LOGITS = 2**28  # float32 values a batch: one GiB
 def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of each row's continuation tokens.
 
-    Rows are filled on the left, so that all continuations end at the end and the model projects only these positions;
-    it does so itself, with whatever its family does to logits (caps, scales).
+    Rows are filled on the left, so that all continuations end at the end. Only the positions that predict a scored token
+    reach the output projection: they are picked from its input, and the model does to their logits whatever its family
+    does (caps, scales). With a large vocabulary the projection is most of the work.
 
     Returns:
         Two tensors (rows × longest continuation): log-probabilities in float32, zero where a row is shorter; and the
@@ -33,26 +34,40 @@ def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[to
     counts = torch.tensor([len(r.ids) - r.start for r in rows], device=device)
     place = torch.arange(width, device=device)
     attention = (place >= width - lengths[:, None]).long()
-    logits = model(
-        input_ids=ids, attention_mask=attention, position_ids=(attention.cumsum(-1) - 1).clamp_min(0),
-        logits_to_keep=keep + 1, use_cache=False,
-    ).logits  # fmt: skip
-    logits = logits[:, -(keep + 1) : -1].float()
-    gold = ids[:, -keep:]
-    found = logits.gather(-1, gold[..., None])[..., 0] - logits.logsumexp(-1)
     mask = place[-keep:] >= width - counts[:, None]
-    return found.masked_fill(~mask, 0.0), mask
+
+    def pick(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        return (args[0][:, -(keep + 1) : -1][mask][None],)  # a token is predicted one position before it
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits = (
+            model(
+                input_ids=ids,
+                attention_mask=attention,
+                position_ids=(attention.cumsum(-1) - 1).clamp_min(0),
+                logits_to_keep=keep + 1,
+                use_cache=False,
+            )
+            .logits[0]
+            .float()
+        )
+    finally:
+        hook.remove()
+    found = logits.gather(-1, ids[:, -keep:][mask][:, None])[:, 0] - logits.logsumexp(-1)
+    return torch.zeros(mask.shape, device=device).masked_scatter(mask, found), mask
 
 
 def batches(rows: Sequence[Encoded], size: int, vocabulary: int) -> list[list[int]]:
     """Indices of rows in batches of like length, the longest first, each within `size` and MAX_LOGITS."""
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     out: list[list[int]] = []
-    keep = 0
+    scored = 0
     for i in order:
-        keep = max(keep, len(rows[i].ids) - rows[i].start + 1)
-        if not out or len(out[-1]) >= size or (len(out[-1]) + 1) * keep * vocabulary > MAX_LOGITS:
+        tokens = len(rows[i].ids) - rows[i].start
+        if not out or len(out[-1]) >= size or (scored + tokens) * vocabulary > MAX_LOGITS:
             out.append([])
-            keep = len(rows[i].ids) - rows[i].start + 1
+            scored = 0
         out[-1].append(i)
+        scored += tokens
     return out

@@ -27,6 +27,7 @@ class System:
     made: list[Artifact] = field(default_factory=list)  # the stages before the evaluation: training, transfer
     coverage: float | None = None
     gap: Gap | None = None
+    gap_by_likelihood: Gap | None = None  # of the gold answers: more power where questions are few
     versus: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -35,10 +36,16 @@ class System:
 
     def scores(self) -> tuple[str, Vector]:
         """Per question: right or wrong; or, without alternatives, the gold answer's log-likelihood per token."""
-        records = read_records(self.evaluation.path)
-        if self.result["accuracy"] is not None:
-            return "accuracy", np.array([float(r["prediction"] == r["gold"]) for r in records])
-        return "log-likelihood", np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in records])
+        if self.result["accuracy"] is None:
+            return "log-likelihood", self.likelihoods()
+        return "accuracy", np.array([float(r["prediction"] == r["gold"]) for r in read_records(self.evaluation.path)])
+
+    def likelihoods(self) -> Vector:
+        """The gold answer's log-likelihood per token (nats), per question."""
+        return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in read_records(self.evaluation.path)])
+
+    def gaps(self) -> dict[str, Any]:
+        return {k: asdict(g) if g else None for k, g in (("gap", self.gap), ("gap_by_likelihood", self.gap_by_likelihood))}
 
     def row(self) -> dict[str, Any]:
         stages = [*self.made, self.evaluation]
@@ -74,10 +81,12 @@ def judge(transferred: list[System], base: System, own: System, seed: int = 0) -
     (of, base_scores), (_, own_scores) = base.scores(), own.scores()
     for system in transferred:
         system.gap = gap_recovered(base_scores, own_scores, system.scores()[1], of, seed)
+        system.gap_by_likelihood = gap_recovered(base.likelihoods(), own.likelihoods(), system.likelihoods(), "log-likelihood", seed)
         system.versus = [compare(system, base, seed)] + [compare(system, o, seed) for o in transferred[1:] if system is transferred[0]]
     said = [_sentence(system) for system in transferred]
     if transferred and transferred[0].gap and not transferred[0].gap.eligible:
-        said.insert(0, f"Not eligible: there is no gap to recover ({transferred[0].gap.reason}).")
+        said.insert(0, f"Not eligible: by {of} there is no gap to recover ({transferred[0].gap.reason}).")
+        said += [f"By the gold answers' log-likelihood per token, {s.name} {_recovered(s.gap_by_likelihood)}." for s in transferred]
     for versus in transferred[0].versus[1:] if transferred else []:
         verb = "is above" if versus["low"] > 0 else "is below" if versus["high"] < 0 else "cannot be told from"
         said.append(f"{transferred[0].name} {verb} {versus['versus']}: {_difference(versus)}.")
@@ -93,6 +102,12 @@ def _sentence(system: System) -> str:
     else:
         verdict = "no effect shown on the target's base"
     return f"{system.name}: {verdict}, {_difference(versus)}."
+
+
+def _recovered(gap: Gap | None) -> str:
+    if gap is None or not gap.eligible:
+        return "has no gap to recover"
+    return f"recovers {gap.recovered:+.2f} of the gap [{gap.low:+.2f}, {gap.high:+.2f}]"
 
 
 def _difference(versus: dict[str, Any]) -> str:
@@ -144,7 +159,7 @@ def write(folder: Path, systems: list[System], said: list[str], about: dict[str,
     full = []
     for row, system in zip(rows, systems, strict=True):
         stages = {a.stage: str(a.path) for a in [*system.made, system.evaluation]}
-        full.append(row | {"gap": asdict(system.gap) if system.gap else None, "versus": system.versus, "artifacts": stages})
+        full.append(row | {**system.gaps(), "versus": system.versus, "artifacts": stages})
     write_text(folder / "results.json", json.dumps(_finite(about | {"said": said, "systems": full}), indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["system"])

@@ -76,9 +76,9 @@ class Stages:
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
                 "'dataset.train_split=train[:80%]' 'dataset.eval_split=train[80%:]'."
             )
-        if transfer:
-            for method in self.methods():
-                self._calibration(self._method(method))
+        for c in map(self._method, self.methods() if transfer else []):
+            if _needs_text(c):
+                self._calibration(c)
 
     def given_adapter(self, path: str, base: Base) -> Adapter:
         """An adapter from elsewhere; one that is stamped for another base is refused."""
@@ -121,8 +121,7 @@ class Stages:
         )  # fmt: skip
         inputs = {"model": base.input, "data": self.data(c.dataset.train_split)}
         done = self._run(training.STAGE, config, inputs, f"train {base.name}")
-        loss = done.result["train_loss"]
-        self._tell(done, f"{done.result['steps']} steps" + ("" if loss is None else f", loss {loss:.3f} at the end"))
+        self._tell(done, f"{done.result['steps']} steps, loss {done.result['train_loss']:.3f} at the end")
         return Adapter(done.as_input(), (done,))
 
     def methods(self) -> list[str]:
@@ -136,7 +135,7 @@ class Stages:
         reference = self._method(c.reference) if isinstance(c, RandomConfig) else None
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
         text = None
-        if c.evidence == "text" or c.gain == "activation":
+        if _needs_text(c):
             known, text = self._moments(c, source, target)
             inputs |= known
         name = target.config.hub or str(target.input.path)
@@ -193,3 +192,7 @@ class Stages:
         self.console.close()
         log.info("      %-9s %s  (%.1f s%s)", "reused" if done.reused else "computed", text, done.cost["seconds"] or 0,
                  " when it ran" if done.reused else "")  # fmt: skip
+
+
+def _needs_text(c: TransferConfig) -> bool:
+    return c.evidence == "text" or c.gain == "activation"
