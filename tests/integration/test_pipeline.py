@@ -127,13 +127,13 @@ def test_adapters_load_in_stock_peft_with_the_logits_paw_scored(demo: Demo) -> N
 
 
 def test_a_second_run_reuses_every_stage(demo: Demo, paw: Paw) -> None:
-    folder, first, _ = demo
+    folder, earlier, _ = demo
     before = results(first(folder))
     began = time.monotonic()
     done = paw(cwd=folder)
     assert time.monotonic() - began < 15
     assert "computed" not in done.stdout
-    assert done.stdout.count("      reused") == first.stdout.count("      computed")
+    assert done.stdout.count("      reused") == earlier.stdout.count("      computed")
     after = results(newest(folder))
     for name, system in before.items():
         assert {k: after[name][k] for k in ("accuracy", "loss", "gap_recovered", "seconds")} == {
