@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as paw.run does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as paw.run does, before torch is imported
 
 import subprocess
 import sys

@@ -61,8 +61,9 @@ def launch() -> None:
 
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to `entry` whole
-    # Threads that wait by spinning make two runs on the same cores take minutes where sleeping ones take seconds.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait make two runs on the same cores take minutes; spinning shortly costs neither
+    # of them anything (docs/architecture.md has the measurements).
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 
