@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ class Console:
         if self.live:
             if self._bar is None or self._bar.total != total:
                 self.close()
-                self._bar = tqdm(total=total, leave=False, file=sys.stderr, dynamic_ncols=True, bar_format=_BAR)
+                self._bar = tqdm(total=total, leave=False, file=sys.stderr, ncols=shutil.get_terminal_size().columns, bar_format=_BAR)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             return
@@ -97,4 +98,4 @@ class Console:
             self._bar.clear()
 
 
-_BAR = "      {percentage:3.0f} % {bar:30} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left  {postfix}"
+_BAR = "      {percentage:3.0f} % {bar:30} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
