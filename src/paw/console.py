@@ -73,7 +73,8 @@ class Console:
         if self.live:
             if self._bar is None or self._bar.total != total:
                 self.close()
-                self._bar = tqdm(total=total, leave=False, file=sys.stderr, ncols=shutil.get_terminal_size().columns, bar_format=_BAR)
+                columns, lines = shutil.get_terminal_size()
+                self._bar = tqdm(total=total, leave=False, file=sys.stderr, ncols=columns, nrows=lines, bar_format=_BAR)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             return
