@@ -226,8 +226,6 @@ def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
 
 def test_a_failing_stage_leaves_results_so_far_and_says_unfinished(tmp_path: Path, paw: Paw) -> None:
     done = paw("experiment=demo", "train.lr=9", "train.grad_clip=0", "train.max_steps=400", ok=False)
-    if done.returncode == 0:
-        pytest.skip("a learning rate of 9 did not diverge here")
     assert done.returncode == 2
     assert done.stderr.startswith("paw: error: train: the loss is not finite at step")
     assert list(results(newest(tmp_path))) == ["source base"]

@@ -52,7 +52,7 @@ def typed(config: DictConfig) -> PawConfig:
         OmegaConf.resolve(config)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as e:
-        raise _explain(e, config) from None
+        raise _explain(e) from None
     assert isinstance(result, PawConfig)
     for name in result.models:
         model_named(name)
@@ -164,7 +164,7 @@ def _compose(overrides: Sequence[str], config_dir: str | None) -> PawConfig:
         except MissingConfigException as e:
             raise _explain_missing(e, overrides) from None
         except (HydraException, OmegaConfBaseException) as e:
-            raise _explain(e, None) from None
+            raise _explain(e) from None
     return typed(config)
 
 
@@ -195,7 +195,7 @@ def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) ->
     return ConfigError(f"{asked}: no {group} called {choice!r}." + nearest(choice, error.options or []))
 
 
-def _explain(error: Exception, config: DictConfig | None) -> ConfigError:
+def _explain(error: Exception) -> ConfigError:
     cause = error
     while not isinstance(cause, OmegaConfBaseException) and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from filelock import FileLock
 from paw.config.schema import ModelConfig, PackageConfig
 from paw.errors import ModelError
 from paw.paths import cache_dir
-from paw.store import Watch
+from paw.store import Watch, sha256
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 HUB_LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "runs/*"]
@@ -56,7 +55,7 @@ def _folder(path: Path, name: str, watch: Watch) -> Path:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name}: {path} is neither a folder nor a .gguf file.")
-        return _dequantised(path, _sha256([path]), name, watch)
+        return _dequantised(path, sha256([path]), name, watch)
     if not (path / "config.json").is_file():
         raise ModelError(f"{name}: {path} has no config.json, so it is no model in the hub's layout. Give the folder that has it.")
     if not any(path.glob("*.safetensors")):
@@ -75,7 +74,7 @@ def _from_package(package: PackageConfig, name: str) -> Path:
     found = [p for p in parts if p is not None]
     out = cache_dir() / "gguf" / f"{package.sha256[:16]}.gguf"
     if not out.is_file():
-        actual = _sha256(found)
+        actual = sha256(found)
         if actual != package.sha256:
             raise ModelError(f"{name}: the checksum of its package's files is {actual[:12]}…, not {package.sha256[:12]}…: "
                              f"damaged or another version. Install again: {package.install}")  # fmt: skip
@@ -103,18 +102,9 @@ def _site_file(relative: str) -> Path | None:
     return None
 
 
-def _sha256(files: list[Path]) -> str:
-    value = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as f:
-            while chunk := f.read(CHUNK):
-                value.update(chunk)
-    return value.hexdigest()
-
-
-def _dequantised(gguf: Path, sha256: str, name: str, watch: Watch) -> Path:
+def _dequantised(gguf: Path, checksum: str, name: str, watch: Watch) -> Path:
     """A GGUF file as a float32 folder in the hub's layout, made once per machine."""
-    out = cache_dir() / "models" / f"{name}-{sha256[:16]}"
+    out = cache_dir() / "models" / f"{name}-{checksum[:16]}"
     if (out / "config.json").is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,20 @@ class System:
     def result(self) -> dict[str, Any]:
         return self.evaluation.result
 
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """A record a question, read once however many systems this one is compared with."""
+        return read_records(self.evaluation.path)
+
     def scores(self) -> tuple[str, Vector]:
         """Per question: right or wrong; or, without alternatives, the gold answer's log-likelihood per token."""
         if self.result["accuracy"] is None:
             return "log-likelihood", self.likelihoods()
-        return "accuracy", np.array([float(r["prediction"] == r["gold"]) for r in read_records(self.evaluation.path)])
+        return "accuracy", np.array([float(r["prediction"] == r["gold"]) for r in self.records])
 
     def likelihoods(self) -> Vector:
         """The gold answer's log-likelihood per token (nats), per question."""
-        return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in read_records(self.evaluation.path)])
+        return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in self.records])
 
     def gaps(self) -> dict[str, Any]:
         return {k: asdict(g) if g else None for k, g in (("gap", self.gap), ("gap_by_likelihood", self.gap_by_likelihood))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,16 @@ def content(path: Path, memo: Path) -> str:
     known = memo / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
     if known.is_file():
         return known.read_text()
+    value = sha256([path])
+    write_text(known, value)
+    return value
+
+
+def sha256(files: Sequence[Path]) -> str:
+    """The checksum of files joined in order."""
     value = hashlib.sha256()
-    with open(path, "rb") as f:
-        while chunk := f.read(CHUNK):
-            value.update(chunk)
-    write_text(known, value.hexdigest())
+    for file in files:
+        with open(file, "rb") as f:
+            while chunk := f.read(CHUNK):
+                value.update(chunk)
     return value.hexdigest()

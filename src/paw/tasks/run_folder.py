@@ -37,10 +37,7 @@ class Run:
         write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.console.keep(self.folder / "run.log")
         self.console.tracker = open_tracker(config.tracker, self.folder, settings)
-        runtime, command = (
-            stages.runtime,
-            shlex.join(["python", "-m", "paw.run", *overrides]),
-        )
+        runtime, command = stages.runtime, shlex.join(["python", "-m", "paw.run", *overrides])
         self.about = {
             "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",
             "device": f"{runtime.device}, {runtime.precision}", "seed": config.seed, "paw": paw.__version__,
