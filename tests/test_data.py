@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,20 @@ def test_winogrande_scores_the_rest_of_the_sentence() -> None:
         ("mrpc", {"idx": 1, "sentence1": "a", "sentence2": "b", "label": 1}, "Sentence 1: a\nSentence 2: b\nQuestion: Do both", " yes"),
         ("qqp", {"idx": 1, "question1": "a", "question2": "b", "label": 0}, "Question 1: a\nQuestion 2: b\nQuestion: Do both", " no"),
         ("sst2", {"idx": 1, "sentence": "fine ", "label": 1}, "fine\nQuestion: Is this", " positive"),
+        ("boolq", {"passage": "P -- p.", "question": "is it", "answer": True}, "P -- p.\nQuestion: is it?\nAnswer:", " yes"),
+        ("boolq", {"passage": "p", "question": "is it", "label": 0}, "p\nQuestion: is it?\nAnswer:", " no"),
+        (
+            "openbookqa",
+            {"id": "1", "question_stem": "Fire is", "choices": {"text": ["hot", "wet"], "label": ["A", "B"]}, "answerKey": "A "},
+            "Fire is",
+            " hot",
+        ),
+        (
+            "social_iqa",
+            {"context": "Al ran.", "question": "Why?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "3\n"},
+            "Q: Al ran. Why?\nA:",
+            " c",
+        ),
         ("gsm8k", {"question": "1+1?", "answer": "2"}, "Question: 1+1?\nAnswer:", " 2"),
         ("metamath_qa", {"query": "1+1?", "response": "2"}, "Question: 1+1?\nAnswer:", " 2"),
         (
@@ -117,7 +132,8 @@ def test_a_local_folder_comes_before_the_hub(tmp_path: Path) -> None:
         ([json.dumps({"id": "a", "question": "Why?"})], "line 1: has no field 'choices'"),
         ([json.dumps(ROW | {"choices": None})], "line 1: is not of the form"),
         ([json.dumps(ROW | {"choices": ["yes"]})], "line 1: has 1 choices, but the answer is number 2"),
-        ([""], "has no rows"),
+        ([""], "has no usable rows"),
+        ([json.dumps(ROW | {"choices": ["yes", " "]})], "line 1: choice 2 is empty"),
     ],
 )
 def test_broken_files_are_named_by_line(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -125,6 +141,31 @@ def test_broken_files_are_named_by_line(tmp_path: Path, lines: list[str], messag
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(DataError, match=message):
         examples(file, DatasetConfig(name="own"), "test")
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    lines = ["{", json.dumps(ROW), json.dumps(ROW), json.dumps(ROW | {"id": "b", "answer": None}), json.dumps(ROW | {"id": "c"})]
+    file.write_text("\n".join(lines) + "\n")
+    skipped: Counter[str] = Counter()
+    found = examples(file, DatasetConfig(name="own", bad_rows="skip"), "test", skipped=skipped)
+    assert [(e.id, e.line) for e in found] == [("a", 2), ("c", 5)]
+    assert skipped == {"not JSON": 1, "a second time the same id": 1, "no gold label": 1}
+
+
+def test_a_file_may_hold_the_hubs_own_rows(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    row = {"id": "q", "question": "Why?", "choices": {"text": ["yes", "no"], "label": ["1", "2"]}, "answerKey": "2"}
+    file.write_text(json.dumps(row) + "\n")
+    assert examples(file, compose_config(["dataset=arc_easy"]).dataset, "test")[0].continuations == (" yes", " no")
+
+
+def test_options_under_letters(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps(ROW | {"labels": ["1", "2"], "answer": "2"}) + "\n")
+    found = examples(file, DatasetConfig(name="own"), "test", lettered=True)[0]
+    assert found == Example("a", ("Question: Why?\nA. yes\nB. no\nAnswer:",) * 2, (" A", " B"), 1)
+    assert found.solved().endswith("Answer: B")
 
 
 def test_percentages_cut_a_split(tmp_path: Path) -> None:

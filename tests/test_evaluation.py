@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from scipy.stats import binomtest
 from paw.config.compose import compose_config
 from paw.data.encode import Encoded, encode
 from paw.data.load import examples
-from paw.evaluation.likelihood import batches, token_logprobs
+from paw.evaluation.likelihood import token_logprobs
 from paw.evaluation.stage import metrics
-from paw.evaluation.statistics import gap_recovered, mcnemar, resampled_means, standard_error
+from paw.evaluation.statistics import f1, gap_recovered, holm, interval, mcnemar, paired_t, resampled_means, standard_error
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.paths import embedded
 
@@ -40,25 +39,17 @@ def test_a_batch_scores_as_one_by_one(scored: tuple[object, list[Encoded], int])
             assert int(mask[i].sum()) == len(row.ids) - row.start
 
 
-def test_batches_hold_every_row_once(scored: tuple[object, list[Encoded], int]) -> None:
-    _, rows, _ = scored
-    for size, vocabulary in ((1, 100), (7, 100), (1000, 100), (1000, 2**26)):
-        found = batches(rows, size, vocabulary)
-        assert sorted(i for b in found for i in b) == list(range(len(rows)))
-        assert max(map(len, found)) <= size
-    assert len(batches(rows, 1000, 2**28)) == len(rows)  # a row alone is never refused
-
-
 def test_metrics_are_their_definitions() -> None:
     records = [
-        {"gold": 0, "prediction": 0, "prediction_norm": 1, "loglikelihoods": [-1.0, -2.0], "tokens": [1, 1]},
-        {"gold": 1, "prediction": 0, "prediction_norm": 1, "loglikelihoods": [-1.0, -3.0], "tokens": [1, 3]},
+        {"gold": 0, "prediction": 0, "prediction_norm": 1, "correct": True, "loglikelihoods": [-1.0, -2.0], "tokens": [1, 1]},
+        {"gold": 1, "prediction": 0, "prediction_norm": 1, "correct": False, "loglikelihoods": [-1.0, -3.0], "tokens": [1, 3]},
     ]
     found = metrics(records)
     assert (found["accuracy"], found["acc_norm"], found["loss"]) == (0.5, 0.5, 1.0)
     assert found["perplexity"] == pytest.approx(math.e)
     assert found["stderr"] == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
-    single = metrics([{"gold": 0, "prediction": 0, "prediction_norm": 0, "loglikelihoods": [-1.0], "tokens": [2]}])
+    alone = {"gold": 0, "prediction": 0, "prediction_norm": 0, "correct": None, "loglikelihoods": [-1.0], "tokens": [2]}
+    single = metrics([alone])
     assert (single["accuracy"], single["stderr"], single["loss"]) == (None, None, 0.5)
 
 
@@ -103,27 +94,43 @@ def test_without_a_gap_there_is_nothing_to_recover() -> None:
         assert found.recovered is None
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    """Nominal 95 %; 300 simulations put the estimate within ±3 % with near certainty."""
-    rng, inside = np.random.default_rng(0), 0
-    for i in range(300):
-        base = (rng.random(200) < 0.3).astype(float)
-        own = np.maximum(base, (rng.random(200) < 0.8).astype(float))
-        part = np.where(rng.random(200) < 0.6, own, base)  # truth: .6
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """Nominal 95 %. 4000 simulations: the estimate's own error is a third of a point."""
+    rng, n, runs = np.random.default_rng(0), 200, 4000
+    accuracy = sum(low <= 0.7 <= high for low, high in (interval(int(k), n) for k in rng.binomial(n, 0.7, runs))) / runs
+    difference = ratio = 0
+    for i in range(runs // 2):
+        base = (rng.random(n) < 0.3).astype(float)
+        own = np.maximum(base, (rng.random(n) < 0.8).astype(float))
+        part = np.where(rng.random(n) < 0.6, own, base)  # truth: .6 of a gap of .56
         means = resampled_means(np.stack([own - base, part - base], axis=1), seed=i, resamples=1000)
+        low, high = np.percentile(means[:, 1], [2.5, 97.5])
+        difference += low <= 0.6 * 0.56 <= high
         low, high = np.percentile(means[:, 1] / means[:, 0], [2.5, 97.5])
-        inside += low <= 0.6 <= high
-    assert 0.91 <= inside / 300 <= 0.985
+        ratio += low <= 0.6 <= high
+    for covered in (accuracy, difference / (runs // 2), ratio / (runs // 2)):
+        assert 0.93 <= covered <= 0.97
 
 
-def test_permuting_choices_permutes_scores(tiny_llama: Path) -> None:
-    tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, Runtime("float32"))
-    context = "question : what is the home of lupup ? answer :"
-    choices = [" cave", " river", " forest", " valley"]
-    with torch.inference_mode():
-        straight, _ = token_logprobs(model, encode(tokenizer, [(context, c) for c in choices], False), tokenizer.pad_token_id)
-        reverse, _ = token_logprobs(model, encode(tokenizer, [(context, c) for c in choices[::-1]], False), tokenizer.pad_token_id)
-    assert torch.allclose(straight.sum(-1), reverse.sum(-1).flip(0), atol=1e-5)
+def test_repeated_rows_are_resampled_as_any_others() -> None:
+    """Right and wrong take the short way; the same values, made different, take the long one."""
+    x = (np.random.default_rng(0).random((500, 1)) < 0.3).astype(float)
+    short, long = resampled_means(x, seed=1), resampled_means(x + np.arange(500)[:, None] * 1e-9, seed=1)
+    assert short.mean() == pytest.approx(long.mean(), abs=1e-3)
+    assert np.percentile(short, [2.5, 97.5]) == pytest.approx(np.percentile(long, [2.5, 97.5]), abs=2e-3)
+
+
+def test_f1_holm_and_the_paired_t() -> None:
+    rng = np.random.default_rng(0)
+    gold, said = rng.random(50) < 0.4, rng.random(50) < 0.5
+    precision, recall = (gold & said).sum() / said.sum(), (gold & said).sum() / gold.sum()
+    assert f1(list(gold), list(said)) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert f1([False], [False]) == 0.0
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
+    x = rng.normal(size=30)
+    assert paired_t(x, x + 1e-3) == 1.0 or paired_t(x, x + 1e-3) < 1e-6
+    assert paired_t(x, x) == 1.0
 
 
 def test_a_gap_that_some_resamples_lack_has_an_interval_without_nan() -> None:

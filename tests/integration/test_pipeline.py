@@ -79,7 +79,7 @@ def test_the_default_method_stands_beside_methods_and_a_placebo_that_fail(demo: 
 
 
 def test_both_bases_know_their_facts(paw: Paw, tmp_path: Path) -> None:
-    paw("task=evaluate", "models=[tiny_llama,tiny_qwen2]", "dataset=facts_told", "evaluate.batch_size=32")
+    paw("task=evaluate", "models=[tiny_llama,tiny_qwen2]", "dataset=facts_told", "evaluate.batch_tokens=2048")
     found = results(newest(tmp_path))
     assert set(found) == {"tiny_llama", "tiny_qwen2"}
     assert all(s["accuracy"] >= 0.95 for s in found.values())

@@ -62,6 +62,10 @@ def typed(config: DictConfig) -> PawConfig:
         raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
     if result.adapter.path and result.task in ("evaluate", "train"):
         raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
+    if result.evaluate.mode == "letter" and result.dataset.kind == "text":
+        raise ConfigError(f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate.")
+    if result.runs and result.task != "compare":
+        raise ConfigError(f"runs: only task=compare takes runs, not task={result.task}.")
     if result.adapters and result.task != "evaluate":
         raise ConfigError(f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
                           "Use adapter.path=DIR to transfer one.")  # fmt: skip

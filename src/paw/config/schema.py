@@ -18,6 +18,8 @@ from paw.paths import PACKAGE, conf_dir, embedded
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
+MODES = ("likelihood", "letter", "generate")
+
 
 def transient(default: Any) -> Any:
     return field(default=default, metadata={"transient": True})
@@ -62,7 +64,12 @@ class DatasetConfig:
     name: str = transient(MISSING)
     kind: str = "question"
     prompt: str = "Question: {question}\nAnswer:"
+    letter_prompt: str = "Question: {question}\n{options}\nAnswer:"  # where the options stand in the prompt under letters
     chat: bool = False  # wrap the prompt in the model's own chat template
+    mode: str = transient("likelihood")  # how it is evaluated, unless evaluate.mode says otherwise
+    stop: list[str] = field(default_factory=lambda: ["Question:", "</s>", "<|im_end|>"])  # where a generated answer ends
+    f1: Optional[int] = None  # the choice whose F1 is reported, counted from 0
+    bad_rows: str = "refuse"  # or skip: rows that cannot be scored are left out and counted
     # where the rows come from is known by their content
     path: Optional[str] = transient(None)  # a folder of <split>.jsonl[.gz]; else paths.data_dir/<name>; else the hub
     hub: Optional[str] = transient(None)
@@ -75,12 +82,17 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         kinds = sorted(p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__")
         one_of("dataset.kind", self.kind, tuple(kinds))
-        try:
-            names = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
-        except ValueError as e:
-            raise ConfigError(f"dataset.prompt: {e}. Write fields as {{question}}, and a brace itself as {{{{ or }}}}.") from None
-        if not all(re.match(r"[A-Za-z_]", name) for name in names):
-            raise ConfigError("dataset.prompt: a field has no name. Write fields as {question}.")
+        one_of("dataset.mode", self.mode, MODES)
+        one_of("dataset.bad_rows", self.bad_rows, ("refuse", "skip"))
+        for key, text in (("prompt", self.prompt), ("letter_prompt", self.letter_prompt)):
+            try:
+                names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
+            except ValueError as e:
+                raise ConfigError(f"dataset.{key}: {e}. Write fields as {{question}}, and a brace itself as {{{{ or }}}}.") from None
+            if not all(re.match(r"[A-Za-z_]", name) for name in names):
+                raise ConfigError(f"dataset.{key}: a field has no name. Write fields as {{question}}.")
+        if any(not text for text in self.stop):
+            raise ConfigError("dataset.stop: an empty text would end every answer at once.")
 
 
 @dataclass
@@ -126,17 +138,37 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
+    """How questions are put and answered.
+
+    `likelihood` compares the choices' log-likelihoods; `letter` those of the options' letters; `generate` has the model
+    write: the letter where there are choices, else a worked answer whose number counts.
+    """
+
+    mode: str = "likelihood"
+    num_fewshot: int = 0  # solved questions before each, the same for all
+    fewshot_split: Optional[str] = transient(None)  # where they are drawn; else the train split
     sample_ratio: float = 1.0  # a seeded sample of the split
     limit: Optional[int] = None  # at most so many of it
     split: Optional[str] = transient(None)  # instead of the data set's own
-    batch_size: int = transient(8)  # questions at a time
     seed: int = 0
+    max_new_tokens: int = 256  # of a generated answer
+    batch_tokens: Optional[int] = transient(None)  # in a batch; else by device
+    records: str = transient("jsonl")  # or parquet: the per-example results in the run folder
 
     def __post_init__(self) -> None:
+        one_of("evaluate.mode", self.mode, MODES)
+        one_of("evaluate.records", self.records, ("jsonl", "parquet"))
         within("evaluate.sample_ratio", self.sample_ratio, 0, 1, open_low=True)
-        within("evaluate.batch_size", self.batch_size, 1, 10**6)
+        within("evaluate.num_fewshot", self.num_fewshot, 0, 1000)
+        within("evaluate.max_new_tokens", self.max_new_tokens, 1, 10**6)
+        if self.batch_tokens is not None:
+            within("evaluate.batch_tokens", self.batch_tokens, 1, 10**9)
         if self.limit is not None:
             within("evaluate.limit", self.limit, 1, 10**9)
+
+    def lettered(self, kind: str) -> bool:
+        """Whether the options stand in the prompt; texts have none."""
+        return self.mode != "likelihood" and kind != "text"
 
 
 @dataclass
@@ -200,7 +232,7 @@ class HardwareConfig:
     workers: int = 0
     threads: Optional[int] = None
     train_batch_size: int = 4
-    evaluate_batch_size: int = 8
+    evaluate_batch_tokens: Optional[int] = None  # auto: by device
     models_dir: Optional[str] = None
 
     def __post_init__(self) -> None:
@@ -248,6 +280,7 @@ class PawConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
     adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
+    runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
     force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, transfer, all
     seed: int = 0
     name: Optional[str] = None  # of the run folder

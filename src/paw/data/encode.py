@@ -37,17 +37,36 @@ def encode(tokenizer: Any, pairs: Sequence[tuple[str, str]], chat: bool) -> list
     whole = tokenizer([c + x for c, x in pairs], add_special_tokens=special).input_ids
     out = []
     for (context, continuation), ids in zip(pairs, whole, strict=True):
-        start = 0
-        for a, b in zip(alone[context], ids, strict=False):
-            if a != b:
-                break
-            start += 1
-        if tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id and not continuation.endswith(tokenizer.eos_token):
-            ids = ids[:-1]  # some tokenizers close every text
+        start = common(alone[context], ids)
+        ids = _open(tokenizer, ids, continuation)
         if start >= len(ids) or not continuation.strip():
             raise DataError(f"an empty choice after {context[-60:]!r}: there is nothing to score.")
         out.append(Encoded(tuple(ids), max(start, 1)))
     return out
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def encode_prompts(tokenizer: Any, contexts: Sequence[str], chat: bool) -> list[tuple[int, ...]]:
+    """Contexts alone as tokens, to be continued."""
+    if chat:
+        contexts = [_as_chat(tokenizer, context) for context in contexts]
+    found = tokenizer(list(contexts), add_special_tokens=not chat).input_ids
+    return [tuple(_open(tokenizer, ids, context)) for context, ids in zip(contexts, found, strict=True)]
+
+
+def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
+    """Tokens without the end that some tokenizers close every text with."""
+    end = tokenizer.eos_token_id
+    return ids[:-1] if end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token) else ids
 
 
 def _as_chat(tokenizer: Any, context: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Row = dict[str, Any]
@@ -19,3 +19,12 @@ class Example:
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
     gold: int
+    line: int = field(default=0, compare=False)  # in its file, for messages
+
+    def solved(self) -> str:
+        """The question with its answer, as a shot."""
+        return self.contexts[self.gold] + self.continuations[self.gold]
+
+    def after(self, before: str) -> Example:
+        """The same question with a text in front of it."""
+        return replace(self, contexts=tuple(before + c for c in self.contexts))

@@ -9,14 +9,16 @@ import math
 import os
 import random
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
 
 from paw.config.schema import DatasetConfig
 from paw.data.example import Example, Row
-from paw.data.kinds import kind_named
+from paw.data.kinds import Kind, kind_named, question
 from paw.errors import DataError
 from paw.paths import cache_dir
 from paw.store import Watch, digest
@@ -51,37 +53,75 @@ def split_file(dataset: DatasetConfig, split: str, data_dir: str | None, watch: 
     return _from_hub(dataset, base, folders, watch)
 
 
-def examples(file: Path, dataset: DatasetConfig, split: str) -> list[Example]:
-    """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's rows in order.
+def examples(file: Path, dataset: DatasetConfig, split: str, lettered: bool = False, skipped: Counter[str] | None = None) -> list[Example]:
+    """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's good rows in order.
+
+    Args:
+        lettered: put the options into the prompt under letters, and answer with the letter.
+        skipped: where dataset.bad_rows=skip, counts what was left out by its reason.
 
     Raises:
         DataError: naming file and line, for a row that is broken, has no gold label or lacks what the prompt names.
     """
-    kind, out, seen = kind_named(dataset.kind), [], set()
-    for line, row in _rows(file):
-        row["id"] = str(row.get("id", line))
+    kind, out, seen = kind_named(dataset.kind), [], set[str]()
+    render = question.lettered if lettered else kind.render
+    for line, text in _lines(file):
         try:
-            example = kind.render(row, dataset)
-        except KeyError as e:
-            raise DataError(f"{file}, line {line}: has no field {e}, which {dataset.name} needs (its prompt and kind name it).") from None
-        except ValueError:
-            raise DataError(
-                f"{file}, line {line}: the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. "
-                "Use a split that has gold labels."
-            ) from None
-        except (TypeError, AttributeError, IndexError) as e:
-            raise DataError(f"{file}, line {line}: is not of the form that kind {dataset.kind!r} reads ({e}).") from None
-        if example.gold >= len(example.continuations):
-            raise DataError(f"{file}, line {line}: has {len(example.continuations)} choices, but the answer is number {example.gold + 1}.")
-        if example.id in seen:
-            raise DataError(f"{file}, line {line}: the id {example.id!r} occurs twice.")
+            example = _example(line, text, kind, render, dataset)
+            if example.id in seen:
+                raise _Bad("a second time the same id", f"the id {example.id!r} occurs twice. Give every row its own.")
+        except _Bad as bad:
+            if dataset.bad_rows == "refuse":
+                raise DataError(f"{file}, line {line}: {bad.text} Mend it, or leave such rows out: dataset.bad_rows=skip.") from None
+            if skipped is not None:
+                skipped[bad.reason] += 1
+            continue
         seen.add(example.id)
         out.append(example)
     _, low, high = _parts(split)
     out = out[int(len(out) * low) : int(len(out) * high)]
     if not out:
-        raise DataError(f"{file}: split {split} of {dataset.name} has no rows.")
+        raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
     return out
+
+
+class _Bad(Exception):
+    """A row that cannot be used: why, in words that are counted, and in a sentence of its own."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason, self.text = reason, text
+
+
+def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetConfig], Example], dataset: DatasetConfig) -> Example:
+    try:
+        row = json.loads(text)
+    except ValueError:
+        raise _Bad("not JSON", "is not JSON.") from None
+    if not isinstance(row, dict):
+        raise _Bad("not an object", "is not an object with fields.")
+    try:
+        row = row if "labels" in row else {"id": line, **kind.normalise(row)}  # files may hold the hub's own rows
+        row["id"] = str(row.get("id", line))
+        example = replace(render(row, dataset), line=line)
+    except KeyError as e:
+        raise _Bad("a missing field", f"has no field {e}, which {dataset.name} needs (its prompt and kind name it).") from None
+    except ValueError:
+        said = f"the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. Use a split that has gold labels."
+        raise _Bad("no gold label", said) from None
+    except (TypeError, AttributeError, IndexError) as e:
+        raise _Bad("another form", f"is not of the form that kind {dataset.kind!r} reads ({e}).") from None
+    if example.gold >= len(example.continuations):
+        raise _Bad("fewer choices than labels", f"has {len(example.continuations)} choices, but the answer is number {example.gold + 1}.")
+    for i, choice in enumerate(example.continuations):
+        if not choice.strip():
+            raise _Bad("an empty choice", f"choice {i + 1} is empty, so there is nothing to score.")
+    return example
+
+
+def listed(left_out: Counter[str]) -> str:
+    """Why rows were left out, in words."""
+    return ", ".join(f"{n} with {reason}" for reason, n in left_out.most_common())
 
 
 def sample(found: list[Example], ratio: float, limit: int | None, seed: int) -> list[Example]:
@@ -93,20 +133,11 @@ def sample(found: list[Example], ratio: float, limit: int | None, seed: int) -> 
     return [found[i] for i in chosen]
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Row]]:
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rt", encoding="utf-8") as f:
-            for number, text in enumerate(f, 1):
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError:
-                    raise DataError(f"{file}, line {number}: is not JSON.") from None
-                if not isinstance(row, dict):
-                    raise DataError(f"{file}, line {number}: is not an object with fields.")
-                yield number, row
+            yield from ((number, text) for number, text in enumerate(f, 1) if text.strip())
     except (OSError, EOFError, UnicodeDecodeError) as e:
         raise DataError(f"{file}: cannot be read ({e}).") from None
 

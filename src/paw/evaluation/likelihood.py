@@ -10,8 +10,6 @@ from paw.data.encode import Encoded
 if TYPE_CHECKING:
     import torch
 
-MAX_LOGITS = 2**28  # float32 values a batch: one GiB
-
 
 def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of each row's continuation tokens.
@@ -56,18 +54,3 @@ def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[to
         hook.remove()
     found = logits.gather(-1, ids[:, -keep:][mask][:, None])[:, 0] - logits.logsumexp(-1)
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, found), mask
-
-
-def batches(rows: Sequence[Encoded], size: int, vocabulary: int) -> list[list[int]]:
-    """Indices of rows in batches of like length, the longest first, each within `size` and MAX_LOGITS."""
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-    out: list[list[int]] = []
-    scored = 0
-    for i in order:
-        tokens = len(rows[i].ids) - rows[i].start
-        if not out or len(out[-1]) >= size or (scored + tokens) * vocabulary > MAX_LOGITS:
-            out.append([])
-            scored = 0
-        out[-1].append(i)
-        scored += tokens
-    return out

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paw.config.schema import DatasetConfig, EvaluateConfig, transient
-from paw.data.encode import encode
+from paw.data.encode import Encoded, encode, encode_prompts
 from paw.data.example import Example
-from paw.data.load import examples, sample
-from paw.errors import StageError
-from paw.evaluation.statistics import standard_error
-from paw.models.load import Runtime
+from paw.data.load import examples, listed, sample
+from paw.errors import DataError, StageError
+from paw.evaluation import answers, engine
+from paw.evaluation.statistics import f1, interval, standard_error
+from paw.models.load import Runtime, load_tokenizer, room
 from paw.store import Input, Stage, Watch
 
+if TYPE_CHECKING:
+    from paw.evaluation.engine import Engines
+
 RECORDS = "records.jsonl"
-STAGE = Stage("evaluate", "1", "paw.evaluation.stage:evaluate")
+STAGE = Stage("evaluate", "2", "paw.evaluation.stage:evaluate")
+Record = dict[str, Any]
 
 
 @dataclass
@@ -30,90 +38,173 @@ class EvaluateStage:
     split: str
     evaluate: EvaluateConfig
     runtime: Runtime
+    fewshot_split: str = transient("train")  # its file and the seed are in the key
     trust_remote_code: bool = transient(False)
+    engines: Engines = field(default_factory=lambda: engine.Engines(), metadata={"transient": True})
 
 
 def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
-    """Scores every choice of every question by the sum of its tokens' log-probabilities; the largest is the answer.
+    """Puts every question as evaluate.mode says and scores it; every mode also has the choices' log-likelihoods.
 
     Args:
-        inputs: `model` and `data`; `adapter` if one is to be attached.
+        inputs: `model` and `data`; `adapter` if one is to be attached; `shots` where there are any.
 
     Writes records.jsonl, one line a question, so that any two evaluations can be compared pairwise.
     """
-    import torch
+    c, dataset = config.evaluate, config.dataset
+    left_out: Counter[str] = Counter()
+    questions = _questions(config, inputs, left_out)
+    tokenizer = load_tokenizer(inputs["model"].path, config.trust_remote_code)
+    questions, rows = _encoded(questions, tokenizer, config, inputs, left_out)
+    if left_out:
+        watch.say(f"left out: {listed(left_out)}")
 
-    from paw.evaluation.likelihood import batches, token_logprobs
-    from paw.models.adapters import attach
-    from paw.models.load import load_model, load_tokenizer
-
-    base = inputs["model"]
-    found = examples(inputs["data"].path, config.dataset, config.split)
-    questions = sample(found, config.evaluate.sample_ratio, config.evaluate.limit, config.evaluate.seed)
-    tokenizer = load_tokenizer(base.path, config.trust_remote_code)
-    pairs = [p for q in questions for p in zip(q.contexts, q.continuations, strict=True)]
-    rows = encode(tokenizer, pairs, config.dataset.chat)
-    model = load_model(base.path, config.runtime, config.trust_remote_code)
-    _refuse_too_long(max(len(r.ids) for r in rows), model, config.dataset.name)
-    if "adapter" in inputs:
-        model = attach(model, inputs["adapter"].path, base.fingerprint)
-
-    sums, tokens, done = [0.0] * len(rows), [0] * len(rows), 0
-    choices = max(len(q.continuations) for q in questions)
-    with torch.inference_mode():
-        for batch in batches(rows, config.evaluate.batch_size * choices, model.config.get_text_config().vocab_size):
-            logprobs, mask = token_logprobs(model, [rows[i] for i in batch], tokenizer.pad_token_id)
-            for i, total, count in zip(batch, logprobs.sum(-1).tolist(), mask.sum(-1).tolist(), strict=True):
-                sums[i], tokens[i] = total, count
-            done += len(batch)
-            watch.progress(done, len(rows), "choices")
-    if not all(map(math.isfinite, sums)):
-        raise StageError(f"evaluate: {sum(not math.isfinite(s) for s in sums)} of {len(sums)} scores are not finite. "
+    prefix = engine.prefix_of(rows)
+    shortest = min(rows, key=lambda q: sum(len(r.ids) for r in q))
+    check = tuple(Encoded(r.ids[len(prefix) :], r.start - len(prefix)) for r in shortest)
+    job = engine.Job(
+        inputs["model"], inputs.get("adapter"), config.runtime, config.trust_remote_code, tokenizer.pad_token_id, prefix, check
+    )
+    device = "cuda" if config.runtime.device == "cuda" else "cpu"
+    tokens = c.batch_tokens or engine.BATCH[device]
+    plan: list[engine.Batch]
+    plan, order = engine.plan_scoring(rows, len(prefix), tokens, engine.READS[device] // len(tokenizer))  # type: ignore[assignment]
+    sums = _ordered(config, job, plan, order, watch)
+    if not all(math.isfinite(s) for q in sums for s in q):
+        bad = [q.id for q, s in zip(questions, sums, strict=True) if not all(map(math.isfinite, s))]
+        raise StageError(f"evaluate: the scores of {len(bad)} of {len(sums)} questions are not finite (the first: {bad[0]}). "
                          "The adapter or the precision is broken: try hardware.precision=float32.")  # fmt: skip
+    records = [_record(q, s, [len(r.ids) - r.start for r in e]) for q, s, e in zip(questions, sums, rows, strict=True)]
 
-    records, at = [], 0
-    for q in questions:
-        n = len(q.continuations)
-        records.append(_record(q, sums[at : at + n], tokens[at : at + n]))
-        at += n
+    if c.mode == "generate":
+        lettered = c.lettered(dataset.kind)
+        prompts = encode_prompts(tokenizer, [q.contexts[q.gold] for q in questions], dataset.chat)
+        plan, order = engine.plan_writing(prompts, len(prefix), 8 * tokens, c.max_new_tokens, dataset.stop)  # type: ignore[assignment]
+        for question, record, ids in zip(questions, records, _ordered(config, job, plan, order, watch), strict=True):
+            text = answers.until(tokenizer.decode(ids, skip_special_tokens=True), dataset.stop)
+            record |= _read(question, text, lettered)
     with open(out / RECORDS, "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(r) + "\n" for r in records)
-    return metrics(records)
+        f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    return metrics(records, dataset.f1) | ({"left_out": dict(left_out)} if left_out else {})
 
 
-def _record(question: Example, sums: list[float], tokens: list[int]) -> dict[str, Any]:
+def _questions(config: EvaluateStage, inputs: Mapping[str, Input], left_out: Counter[str]) -> list[Example]:
+    """The questions that are asked, the shots before them."""
+    c, dataset = config.evaluate, config.dataset
+    lettered = c.lettered(dataset.kind)
+    found = sample(examples(inputs["data"].path, dataset, config.split, lettered, left_out), c.sample_ratio, c.limit, c.seed)
+    if not c.num_fewshot:
+        return found
+    solved = examples(inputs["shots"].path, dataset, config.fewshot_split, lettered)
+    if len(solved) < c.num_fewshot:
+        raise DataError(f"evaluate.num_fewshot={c.num_fewshot}: {inputs['shots'].path} has {len(solved)} rows only.")
+    shots = random.Random(c.seed).sample(solved, c.num_fewshot)
+    if inputs["shots"].fingerprint == inputs["data"].fingerprint:  # what is shown solved is not asked
+        shown = {s.id for s in shots}
+        left_out["a place among the shots"] += sum(q.id in shown for q in found)
+        found = [q for q in found if q.id not in shown]
+        left_out += Counter()  # drops what was counted zero times
+    before = "".join(f"{s.solved()}\n\n" for s in shots)
+    return [q.after(before) for q in found]
+
+
+def _encoded(
+    questions: Sequence[Example], tokenizer: Any, config: EvaluateStage, inputs: Mapping[str, Input], left_out: Counter[str]
+) -> tuple[list[Example], list[list[Encoded]]]:
+    """Questions with a row of tokens a choice; those that are longer than the model's context are refused, or left out."""
+    flat = iter(encode(tokenizer, [p for q in questions for p in zip(q.contexts, q.continuations, strict=True)], config.dataset.chat))
+    rows = [[next(flat) for _ in q.continuations] for q in questions]
+    most = room(inputs["model"].path, config.trust_remote_code)
+    writes = config.evaluate.max_new_tokens if config.evaluate.mode == "generate" else 0
+    kept = []
+    for question, choices in zip(questions, rows, strict=True):
+        longest = max(max(len(r.ids) for r in choices), writes and choices[question.gold].start + writes)
+        if most is None or longest <= most:
+            kept.append((question, choices))
+        elif config.dataset.bad_rows == "refuse":
+            raise DataError(
+                f"{inputs['data'].path}, line {question.line}: the question needs {longest} tokens, the model has room for {most}. "
+                "Leave such rows out (dataset.bad_rows=skip), show fewer shots, or choose another model."
+            )
+        else:
+            left_out["more tokens than the model has room for"] += 1
+    if not kept:
+        raise DataError(
+            f"{inputs['data'].path}: no question fits into the model's {most} tokens. Show fewer shots, or choose another model."
+        )
+    return [q for q, _ in kept], [r for _, r in kept]
+
+
+def _ordered(config: EvaluateStage, job: engine.Job, plan: Sequence[engine.Batch], order: Sequence[int], watch: Watch) -> list[Any]:
+    """Results by question."""
+    by_batch = dict(config.engines.run(job, plan, watch))
+    flat = [x for i in range(len(plan)) for x in by_batch[i]]
+    out: list[Any] = [None] * len(order)
+    for place, result in zip(order, flat, strict=True):
+        out[place] = result
+    return out
+
+
+def _record(question: Example, sums: list[float], tokens: list[int]) -> Record:
     lengths = [len(c) - 1 for c in question.continuations]  # characters without the leading blank
+    best = int(np.argmax(sums))  # ties go to the lowest index
     return {
         "id": question.id,
         "gold": question.gold,
-        "prediction": int(np.argmax(sums)),  # ties go to the lowest index
+        "prediction": best,
         "prediction_norm": int(np.argmax([s / max(n, 1) for s, n in zip(sums, lengths, strict=True)])),
+        "correct": best == question.gold if len(sums) > 1 else None,
         "loglikelihoods": sums,
         "tokens": tokens,
     }
 
 
-def metrics(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy (plain, and by characters), its standard error; loss in nats per token of the gold answers, perplexity.
+def _read(question: Example, text: str, lettered: bool) -> Record:
+    """What a written answer says, and whether it is right."""
+    if lettered:
+        said = answers.letter(text, ascii_uppercase[: len(question.continuations)])
+        return {"text": text, "prediction": said, "correct": said == question.gold, "parsed": said is not None}
+    gold = answers.plain(question.continuations[0].strip())
+    if not gold or not any(ch.isdigit() for ch in gold) or len(gold.split()) > 1:
+        raise DataError(f"question {question.id}: its answer does not end with '#### NUMBER' and is no number, so a written answer "
+                        "cannot be judged by it. Use evaluate.mode=likelihood.")  # fmt: skip
+    found, loose = answers.strict(text), answers.flexible(text)
+    return {
+        "text": text,
+        "prediction": found,
+        "correct": found is not None and answers.plain(found) == gold,
+        "correct_flexible": loose is not None and answers.plain(loose) == gold,
+        "parsed": found is not None,
+    }
 
-    Accuracy is None where questions have one choice only: a likelihood is all that can be scored.
+
+def metrics(records: Sequence[Record], positive: int | None = None) -> dict[str, Any]:
+    """Accuracy with its standard error and 95 % interval; loss in nats per token of the gold answers, and perplexity.
+
+    Accuracy is None where questions have one choice only and nothing was written. `acc_norm` weighs choices by their
+    characters; `accuracy_flexible` takes the last number of a written answer; `unparsed` counts answers that say nothing.
+
+    Args:
+        positive: the choice whose F1 is reported.
     """
     gold = [(r["loglikelihoods"][r["gold"]], r["tokens"][r["gold"]]) for r in records]
     loss = -sum(s for s, _ in gold) / sum(n for _, n in gold)
-    out: dict[str, Any] = {"n": len(records), "accuracy": None, "stderr": None, "acc_norm": None, "loss": loss,
-                           "perplexity": math.exp(min(loss, 700))}  # fmt: skip
+    out: dict[str, Any] = {"n": len(records), "accuracy": None, "stderr": None, "low": None, "high": None, "acc_norm": None,
+                           "loss": loss, "perplexity": math.exp(min(loss, 700))}  # fmt: skip
+    right = [float(r["correct"]) for r in records if r["correct"] is not None]
+    if right:
+        low, high = interval(int(sum(right)), len(right))
+        out |= {"accuracy": float(np.mean(right)), "stderr": standard_error(right), "low": low, "high": high}
     if any(len(r["loglikelihoods"]) > 1 for r in records):
-        right = [float(r["prediction"] == r["gold"]) for r in records]
-        out |= {"accuracy": float(np.mean(right)), "stderr": standard_error(right),
-                "acc_norm": float(np.mean([r["prediction_norm"] == r["gold"] for r in records]))}  # fmt: skip
+        out["acc_norm"] = float(np.mean([r["prediction_norm"] == r["gold"] for r in records]))
+    if "text" in records[0]:
+        out["unparsed"] = sum(not r["parsed"] for r in records)
+    if "correct_flexible" in records[0]:
+        out["accuracy_flexible"] = float(np.mean([r["correct_flexible"] for r in records]))
+    if positive is not None:
+        out["f1"] = f1([r["gold"] == positive for r in records], [r["prediction"] == positive for r in records])
     return out
 
 
-def read_records(artifact: Path) -> list[dict[str, Any]]:
+def read_records(artifact: Path) -> list[Record]:
     return [json.loads(line) for line in (artifact / RECORDS).read_text(encoding="utf-8").splitlines()]
-
-
-def _refuse_too_long(longest: int, model: Any, dataset: str) -> None:
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room and longest > room:
-        raise StageError(f"{dataset}: its longest question has {longest} tokens, the model has room for {room}. Choose another model.")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 ELIGIBLE = 0.03  # of accuracy: below this there is nothing to recover
-BLOCK = 1 << 24  # resampled values held at once
+FEW = 64  # different rows up to which counting them is quicker than drawing them
 
 Vector = NDArray[np.float64]
 
@@ -37,16 +37,38 @@ def standard_error(values: Sequence[float] | Vector) -> float:
     return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.inf
 
 
+def interval(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion."""
+    from scipy.stats import binomtest
+
+    found = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def f1(gold: Sequence[bool], predicted: Sequence[bool]) -> float:
+    """The harmonic mean of precision and recall of the positive class; 0 where nothing is positive."""
+    hits = sum(g and p for g, p in zip(gold, predicted, strict=True))
+    marked = sum(gold) + sum(predicted)
+    return 2 * hits / marked if marked else 0.0
+
+
 def resampled_means(columns: Vector, seed: int = 0, resamples: int = RESAMPLES) -> Vector:
-    """Bootstrap means of columns resampled together: (n × k) to (resamples × k). Rows are drawn as counts, so that a
-    resample is one product of matrices."""
+    """Bootstrap means of columns resampled together: (n × k) to (resamples × k).
+
+    Where rows repeat, as right and wrong do, how often each is drawn is all that counts: one multinomial draw a resample.
+    """
     rng, n = np.random.default_rng(seed), len(columns)
-    step = max(1, BLOCK // n)
-    parts = []
-    for start in range(0, resamples, step):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=min(step, resamples - start))
-        parts.append(counts @ columns / n)
-    return np.concatenate(parts)
+    kinds, counts = np.unique(columns, axis=0, return_counts=True)
+    if len(kinds) <= FEW:
+        drawn: Vector = rng.multinomial(n, counts / n, size=resamples) @ kinds / n
+        return drawn
+    out, values = np.empty((resamples, columns.shape[1])), np.ascontiguousarray(columns.T)
+    kind = np.uint16 if n <= 2**16 else np.uint32
+    for i in range(resamples):
+        chosen = rng.integers(0, n, n, dtype=kind)
+        for k, column in enumerate(values):
+            out[i, k] = column.take(chosen).sum()
+    return out / n
 
 
 def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed: int = 0) -> Gap:
@@ -82,3 +104,17 @@ def mcnemar(before: Sequence[bool] | Vector, after: Sequence[bool] | Vector) -> 
     a, b = np.asarray(before, dtype=bool), np.asarray(after, dtype=bool)
     gained, lost = int((~a & b).sum()), int((a & ~b).sum())
     return gained, lost, float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def paired_t(before: Vector, after: Vector) -> float:
+    """Two-sided p-value of the paired t-test; 1 where nothing differs."""
+    from scipy.stats import ttest_rel
+
+    return float(ttest_rel(after, before).pvalue) if len(before) > 1 and np.ptp(after - before) > 0 else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of several comparisons made at once, adjusted after Holm (1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []

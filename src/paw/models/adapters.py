@@ -1,9 +1,10 @@
-"""LoRA adapters as plain PEFT folders: read with every check, written whole, attached to their own base only."""
+"""Adapters as plain PEFT folders: LoRA read with every check and written whole, any type attached to its own base only."""
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,27 +114,47 @@ def stamp(folder: Path, base: str, **facts: Any) -> None:
 
 
 def attach(model: Any, folder: Path, base: str) -> Any:
-    """The model with the adapter on it, as PEFT loads it.
+    """The model with the adapter on it, of whatever type PEFT loads.
 
     Args:
         base: the fingerprint of the model's content; an adapter that was stamped for another base is refused.
 
     Raises:
-        AdapterError: for another base, modules the model lacks, or shapes that differ.
+        AdapterError: for another base, modules the model lacks, shapes that differ, or values that are not finite.
     """
-    check_base(folder, base)
     from peft import PeftModel
 
+    check_base(folder, base)
+    read_config(folder)
     linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
-    for name, factors in read_adapter(folder).items():
-        module = linears.get(name)
-        if module is None:
-            raise AdapterError(f"{folder}: the base has no linear module {name}. It belongs to another base.")
-        expected, actual = (module.in_features, module.out_features), (factors.a.shape[1], factors.b.shape[0])
-        if expected != actual:
-            raise AdapterError(f"{folder}: {name} maps {actual[0]} to {actual[1]}, the base's {expected[0]} to {expected[1]}. "
-                               "It belongs to another base.")  # fmt: skip
-    return PeftModel.from_pretrained(model, str(folder)).eval()
+    for key, value in _tensors(folder / WEIGHTS).items():
+        if not value.isfinite().all():
+            raise AdapterError(f"{folder}: {key} has values that are not finite. The training diverged; train it again.")
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(\.weight)?", key)
+        if match and "embed" not in match[1]:
+            module = linears.get(match[1])
+            if module is None:
+                raise AdapterError(f"{folder}: the base has no linear module {match[1]}. It belongs to another base.")
+            reads = match[2] == "A"
+            expected, actual = (module.in_features, value.shape[1]) if reads else (module.out_features, value.shape[0])
+            if expected != actual:
+                raise AdapterError(f"{folder}: {match[1]} {'reads' if reads else 'writes'} {actual} values, the base's {expected}. "
+                                   "It belongs to another base.")  # fmt: skip
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them at their start
+            return PeftModel.from_pretrained(model, str(folder)).eval()
+    except Exception as e:  # whatever PEFT raises, the adapter does not fit
+        raise AdapterError(f"{folder}: PEFT cannot put it on this base ({str(e).splitlines()[0][:200]}).") from None
+
+
+def detach(model: Any, folder: Path) -> bool:
+    """Takes an adapter off its base again. False where it changed the base itself (biases, whole modules), which must
+    then be loaded anew."""
+    if not model.active_peft_config.is_prompt_learning:
+        model.unload()
+    return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder / WEIGHTS))
 
 
 def check_base(folder: Path, base: str) -> None:
@@ -166,6 +187,13 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         return dict(load_file(file))
     except SafetensorError as e:
         raise AdapterError(f"{file}: is damaged ({e}). Copy or train it again.") from None
+
+
+def _names(file: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as f:
+        return list(f.keys())
 
 
 def _by_pattern(patterns: dict[str, int] | None, module: str, default: int) -> int:

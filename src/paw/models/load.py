@@ -116,3 +116,15 @@ def _quiet() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def room(folder: Path, trust_remote_code: bool = False) -> int | None:
+    """The most tokens a model's positions reach, as its config says; None where it says nothing."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+    except Exception as e:
+        raise ModelError(f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(found) if found else None

@@ -11,10 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from paw.evaluation.stage import read_records
-from paw.evaluation.statistics import Gap, Vector, gap_recovered, mcnemar, resampled_means
+from paw.evaluation.stage import Record, read_records
+from paw.evaluation.statistics import Gap, gap_recovered
+from paw.report.compare import adjust, compare, difference, likelihoods, scores, verdict
 from paw.store import Artifact, write_text
 
 
@@ -36,19 +35,9 @@ class System:
         return self.evaluation.result
 
     @cached_property
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """A record a question, read once however many systems this one is compared with."""
         return read_records(self.evaluation.path)
-
-    def scores(self) -> tuple[str, Vector]:
-        """Per question: right or wrong; or, without alternatives, the gold answer's log-likelihood per token."""
-        if self.result["accuracy"] is None:
-            return "log-likelihood", self.likelihoods()
-        return "accuracy", np.array([float(r["prediction"] == r["gold"]) for r in self.records])
-
-    def likelihoods(self) -> Vector:
-        """The gold answer's log-likelihood per token (nats), per question."""
-        return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in self.records])
 
     def gaps(self) -> dict[str, Any]:
         return {k: asdict(g) if g else None for k, g in (("gap", self.gap), ("gap_by_likelihood", self.gap_by_likelihood))}
@@ -66,59 +55,35 @@ class System:
         }  # fmt: skip
 
 
-def compare(after: System, before: System, seed: int = 0) -> dict[str, Any]:
-    """Two systems on the same questions: mean difference, its paired bootstrap interval, flips and exact McNemar."""
-    (of, a), (_, b) = after.scores(), before.scores()
-    low, high = np.percentile(resampled_means((a - b)[:, None], seed)[:, 0], [2.5, 97.5])
-    out: dict[str, Any] = {
-        "versus": before.name,
-        "of": of,
-        "difference": float((a - b).mean()),
-        "low": float(low),
-        "high": float(high),
-    }
-    if of == "accuracy":
-        out["gained"], out["lost"], out["p"] = mcnemar(b, a)
-    return out
-
-
 def judge(transferred: list[System], base: System, own: System, seed: int = 0) -> list[str]:
     """Fills in gaps and comparisons, and returns what the data allow to be said, a sentence a system."""
-    (of, base_scores), (_, own_scores) = base.scores(), own.scores()
+    (of, base_scores), (_, own_scores) = scores(base.records), scores(own.records)
+    base_gold, own_gold = likelihoods(base.records), likelihoods(own.records)
     for system in transferred:
-        system.gap = gap_recovered(base_scores, own_scores, system.scores()[1], of, seed)
-        system.gap_by_likelihood = gap_recovered(base.likelihoods(), own.likelihoods(), system.likelihoods(), "log-likelihood", seed)
+        system.gap = gap_recovered(base_scores, own_scores, scores(system.records)[1], of, seed)
+        system.gap_by_likelihood = gap_recovered(base_gold, own_gold, likelihoods(system.records), "log-likelihood", seed)
         system.versus = [compare(system, base, seed)] + [compare(system, o, seed) for o in transferred[1:] if system is transferred[0]]
+    adjust([v for system in transferred for v in system.versus])
     said = [_sentence(system) for system in transferred]
     if transferred and transferred[0].gap and not transferred[0].gap.eligible:
         said.insert(0, f"Not eligible: by {of} there is no gap to recover ({transferred[0].gap.reason}).")
         said += [f"By the gold answers' log-likelihood per token, {s.name} {_recovered(s.gap_by_likelihood)}." for s in transferred]
     for versus in transferred[0].versus[1:] if transferred else []:
-        verb = "is above" if versus["low"] > 0 else "is below" if versus["high"] < 0 else "cannot be told from"
-        said.append(f"{transferred[0].name} {verb} {versus['versus']}: {_difference(versus)}.")
+        verb = {1: "is above", -1: "is below", 0: "cannot be told from"}[verdict(versus)]
+        said.append(f"{transferred[0].name} {verb} {versus['versus']}: {difference(versus)}.")
     return said
 
 
 def _sentence(system: System) -> str:
     versus = system.versus[0]
-    if versus["low"] > 0:
-        verdict = "a gain over the target's base"
-    elif versus["high"] < 0:
-        verdict = "harm to the target's base"
-    else:
-        verdict = "no effect shown on the target's base"
-    return f"{system.name}: {verdict}, {_difference(versus)}."
+    said = {1: "a gain over", -1: "harm to", 0: "no effect shown on"}[verdict(versus)]
+    return f"{system.name}: {said} the target's base, {difference(versus)}."
 
 
 def _recovered(gap: Gap | None) -> str:
     if gap is None or not gap.eligible:
         return "has no gap to recover"
     return f"recovers {gap.recovered:+.2f} of the gap [{gap.low:+.2f}, {gap.high:+.2f}]"
-
-
-def _difference(versus: dict[str, Any]) -> str:
-    text = f"{versus['difference']:+.3f} {versus['of']} [{versus['low']:+.3f}, {versus['high']:+.3f}]"
-    return text + (f", {versus['gained']} gained, {versus['lost']} lost, McNemar p = {versus['p']:.2g}" if "p" in versus else "")
 
 
 # ---- written ----------------------------------------------------------------------------------------
@@ -143,7 +108,7 @@ def table(systems: list[System]) -> str:
 
 def _cells(system: System) -> list[str]:
     r, gap = system.row(), system.gap
-    accuracy = "–" if r["accuracy"] is None else f"{r['accuracy']:.3f} ± {r['stderr']:.3f}"
+    accuracy = "–" if r["accuracy"] is None else f"{r['accuracy']:.3f} ± {r['stderr']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
     recovered = "–" if gap is None else f"{gap.recovered:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" if gap.eligible else "not eligible"
     states = {"reused" if a.reused else "computed" for a in [*system.made, system.evaluation]}
     return [
@@ -159,24 +124,25 @@ def aligned(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any]) -> None:
+def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any], records: list[str]) -> None:
     """results.json, results.csv and summary.md, each whole or not at all."""
     rows = [s.row() for s in systems]
     full = []
-    for row, system in zip(rows, systems, strict=True):
+    for row, system, file in zip(rows, systems, records, strict=True):
         stages = {a.stage: str(a.path) for a in [*system.made, system.evaluation]}
-        full.append(row | {**system.gaps(), "versus": system.versus, "artifacts": stages})
+        full.append(row | {**system.gaps(), "versus": system.versus, "records": file, "artifacts": stages})
     write_text(folder / "results.json", json.dumps(_finite(about | {"said": said, "systems": full}), indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["system"])
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)) or ["system"])
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "results.csv", text.getvalue())
     facts = "\n".join(f"- {k}: {v}" for k, v in about.items() if k != "command")
     lines = "\n".join(f"- {s}" for s in said)
     notes = (
-        "± is one standard error. Loss is nats per token of the gold answers; perplexity is its exponential. "
-        "Gap recovered is (transferred − base)/(own − base) with a paired bootstrap interval of 95 %. "
+        "± is one standard error, brackets are 95 % intervals. Loss is nats per token of the gold answers; perplexity is its exponential. "
+        "Gap recovered is (transferred − base)/(own − base) with a paired bootstrap interval. "
+        "p is exact McNemar's (of likelihoods, the paired t-test's) and, adjusted for all comparisons made here, Holm's. "
         "Seconds are those of the stages when they ran."
     )
     write_text(

@@ -15,7 +15,7 @@ import yaml
 import paw
 from paw.config.schema import PawConfig
 from paw.models.adapters import BIRTH, CONFIG, WEIGHTS
-from paw.report import results
+from paw.report import records, results
 from paw.report.results import System
 from paw.store import write_text
 from paw.tasks.stages import Adapter, Stages
@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, config: PawConfig, overrides: list[str], run_dir: str | None, stages: Stages, label: str) -> None:
         self.config, self.console = config, stages.console
-        self.folder = Path(run_dir) if run_dir else _new_folder(Path(config.paths.outputs) / "runs", config.name or label)
+        self.folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or label)
         self.systems: list[System] = []
         self.said: list[str] = []
         self._adapters: dict[str, Path] = {}
@@ -61,7 +61,9 @@ class Run:
             self.console.note_failure(error)
             self.said.insert(0, f"Unfinished: {str(error) or type(error).__name__}")
         if self.systems:
-            results.write(self.folder, self.systems, self.said, self.about)
+            form = self.config.evaluate.records
+            results.write(self.folder, self.systems, self.said, self.about, records.file_names(self.systems, form))
+            records.publish(self.folder, self.systems, form)
         for name, path in self._adapters.items():
             _publish(path, self.folder / "adapters" / name)
         if error is None:
@@ -90,7 +92,7 @@ class Run:
         log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, summary, adapters)
 
 
-def _new_folder(root: Path, label: str) -> Path:
+def new_folder(root: Path, label: str) -> Path:
     """<time>_<label>, with a number where another process had the same second."""
     root.mkdir(parents=True, exist_ok=True)
     name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{label.replace('/', '_')[:100]}"

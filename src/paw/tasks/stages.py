@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from paw.config.compose import transfer_named
@@ -12,6 +13,7 @@ from paw.console import Console
 from paw.data.load import split_file
 from paw.errors import AdapterError, ConfigError, DataError
 from paw.evaluation import stage as evaluation
+from paw.evaluation.engine import Engines
 from paw.models.adapters import check_base, read_config
 from paw.models.load import resolve_runtime
 from paw.models.locate import locate
@@ -56,7 +58,10 @@ class Stages:
     def __init__(self, config: PawConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.runtime = resolve_runtime(config.hardware)
+        if config.evaluate.records == "parquet" and find_spec("pyarrow") is None:
+            raise ConfigError('evaluate.records=parquet needs the package pyarrow. Install it: pip install "paw[hub]".')
         self.store = Store(Path(config.paths.artifacts), config.force)
+        self.engines = Engines()  # a base stays in memory from one evaluation to the next
         self._told: set[str] = set()
 
     # ---- inputs ----------------------------------------------------------------------------------------
@@ -71,6 +76,8 @@ class Stages:
         """Finds (or fetches) what the stages of a task will read, so that a missing file stops it before any of them."""
         splits = [self.config.dataset.train_split] * train + [self.eval_split] * evaluate
         files = [self.data(split).path for split in splits]
+        if evaluate and self.config.evaluate.num_fewshot:
+            self.data(self.fewshot_split)
         if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
             raise DataError(
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
@@ -93,22 +100,31 @@ class Stages:
     def eval_split(self) -> str:
         return self.config.evaluate.split or self.config.dataset.eval_split
 
+    @property
+    def fewshot_split(self) -> str:
+        return self.config.evaluate.fewshot_split or self.config.dataset.train_split
+
     # ---- stages ----------------------------------------------------------------------------------------
 
     def evaluate(self, name: str, base: Base, adapter: Adapter | None = None) -> System:
         """One base on the evaluation split, with an adapter or without."""
         how = self.config.evaluate
-        if how.sample_ratio == 1 and how.limit is None:
+        if how.sample_ratio == 1 and how.limit is None and not how.num_fewshot:
             how = replace(how, seed=0)  # nothing is drawn
-        config = evaluation.EvaluateStage(self.config.dataset, self.eval_split, how, self.runtime, base.config.trust_remote_code)
+        config = evaluation.EvaluateStage(
+            self.config.dataset, self.eval_split, how, self.runtime, self.fewshot_split, base.config.trust_remote_code, self.engines
+        )
         inputs = {"model": base.input, "data": self.data(self.eval_split)}
+        if how.num_fewshot:
+            inputs["shots"] = self.data(self.fewshot_split)
         if adapter is not None:
             check_base(adapter.path, base.input.fingerprint)
             inputs["adapter"] = adapter.input
         done = self._run(evaluation.STAGE, config, inputs, name)
         r = done.result
         accuracy = "" if r["accuracy"] is None else f"accuracy {r['accuracy']:.3f} ± {r['stderr']:.3f}, "
-        self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}")
+        unparsed = f", {r['unparsed']} answers say nothing that can be parsed" if r.get("unparsed") else ""
+        self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}{unparsed}")
         coverage = next((a.result["coverage"] for a in adapter.made if "coverage" in a.result), None) if adapter else None
         return System(name, base.name, done, list(adapter.made) if adapter else [], coverage)
 
@@ -117,7 +133,7 @@ class Stages:
         c = self.config
         config = training.TrainStage(
             c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, self.runtime, self.runtime.devices,
-            base.config.hub or str(base.input.path), base.config.trust_remote_code,
+            c.evaluate.lettered(c.dataset.kind), base.config.hub or str(base.input.path), base.config.trust_remote_code,
         )  # fmt: skip
         inputs = {"model": base.input, "data": self.data(c.dataset.train_split)}
         done = self._run(training.STAGE, config, inputs, f"train {base.name}")
@@ -186,6 +202,8 @@ class Stages:
 
     def _run(self, stage: Stage, config: object, inputs: dict[str, Input], label: str) -> Artifact:
         self.console.start(label)
+        if stage is not evaluation.STAGE:
+            self.engines.release()  # what comes needs the memory
         return self.store.run(stage, config, inputs, self.console)
 
     def _tell(self, done: Artifact, text: str) -> None:

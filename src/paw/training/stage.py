@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from paw.config.schema import AdapterConfig, DatasetConfig, TrainConfig, transient
 from paw.data.encode import Encoded, encode
-from paw.data.load import examples
+from paw.data.load import examples, listed
 from paw.errors import AdapterError, DataError, PawError, StageError, nearest
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
@@ -31,6 +32,7 @@ class TrainStage:
     train: TrainConfig
     runtime: Runtime
     devices: int = 1  # a step sees devices × batch_size examples
+    lettered: bool = False  # the options stand in the prompt, and the letter is the answer
     base_name: str | None = transient(None)  # written into adapter_config.json
     trust_remote_code: bool = transient(False)
 
@@ -52,7 +54,7 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     tokenizer = load_tokenizer(base.path, config.trust_remote_code)
     rows, left_out = _rows(config, inputs["data"].path, tokenizer)
     if left_out:
-        watch.say(f"{left_out} of {left_out + len(rows)} examples are longer than {c.max_length} tokens and left out")
+        watch.say(f"left out: {listed(left_out)}")
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c.seed)
@@ -70,12 +72,19 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
             watch.metrics({"train/loss": loss}, step)
     stamp(out, base.fingerprint, made_by="train")
     tail = losses[-max(1, len(losses) // 10) :]
-    return {"steps": c.max_steps, "examples": len(rows), "left_out": left_out, "trainable": trainable, "train_loss": sum(tail) / len(tail)}
+    return {
+        "steps": c.max_steps,
+        "examples": len(rows),
+        "left_out": left_out.total(),
+        "trainable": trainable,
+        "train_loss": sum(tail) / len(tail),
+    }
 
 
-def _rows(config: TrainStage, file: Path, tokenizer: Any) -> tuple[list[Encoded], int]:
-    """The gold rows as tokens, and how many were too long."""
-    found = examples(file, config.dataset, config.split)
+def _rows(config: TrainStage, file: Path, tokenizer: Any) -> tuple[list[Encoded], Counter[str]]:
+    """The gold rows as tokens, and why others were left out."""
+    left_out: Counter[str] = Counter()
+    found = examples(file, config.dataset, config.split, config.lettered, left_out)
     encoded = encode(tokenizer, [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], config.dataset.chat)
     rows = [r for r in encoded if len(r.ids) <= config.train.max_length]
     if len(rows) < config.devices:
@@ -83,7 +92,9 @@ def _rows(config: TrainStage, file: Path, tokenizer: Any) -> tuple[list[Encoded]
             f"{config.dataset.name}: {len(encoded) - len(rows)} of {len(encoded)} examples are longer than "
             f"train.max_length={config.train.max_length} tokens, which leaves too few. Raise it."
         )
-    return rows, len(encoded) - len(rows)
+    if len(rows) < len(encoded):
+        left_out[f"more than {config.train.max_length} tokens"] = len(encoded) - len(rows)
+    return rows, left_out
 
 
 def _adapted(model: Any, config: TrainStage, folder: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_uppercase
+
 from paw.config.schema import DatasetConfig
 from paw.data.example import Example, Row
 
@@ -14,3 +16,11 @@ def render(row: Row, dataset: DatasetConfig) -> Example:
     context = dataset.prompt.format(**row)
     choices = tuple(f" {choice}" for choice in row["choices"])
     return Example(row["id"], (context,) * len(choices), choices, row["labels"].index(row["answer"]))
+
+
+def lettered(row: Row, dataset: DatasetConfig) -> Example:
+    """The options in the prompt under A, B, C …, whatever their own labels; the letter is what is scored or written."""
+    letters = ascii_uppercase[: len(row["choices"])]
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, row["choices"], strict=True))
+    context = dataset.letter_prompt.format(**(row | {"options": options}))
+    return Example(row["id"], (context,) * len(letters), tuple(f" {x}" for x in letters), row["labels"].index(row["answer"]))

@@ -1,0 +1,105 @@
+"""Per-example records: published in a run's folder, and read again from any run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paw.errors import ConfigError, DataError
+from paw.evaluation.stage import RECORDS, Record
+
+if TYPE_CHECKING:
+    from paw.report.results import System
+
+FOLDER = "records"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A system as a run has left it."""
+
+    name: str
+    records: list[Record]
+
+
+def publish(folder: Path, systems: Sequence[System], form: str) -> None:
+    """Copies every system's records to <folder>/records/<system>.jsonl (or .parquet): they outlive the artifacts."""
+    (folder / FOLDER).mkdir(exist_ok=True)
+    for system, name in zip(systems, file_names(systems, form), strict=True):
+        if form == "jsonl":
+            shutil.copyfile(system.evaluation.path / RECORDS, folder / name)
+        else:
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(system.records), folder / name)
+
+
+def file_names(systems: Sequence[System], form: str) -> list[str]:
+    """A file a system, by its name; numbered where two names give the same."""
+    names: list[str] = []
+    for system in systems:
+        stem = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9.-]+', '_', system.name).strip('_') or 'system'}"
+        same = sum(n.rsplit(".", 1)[0].rstrip("0123456789").rstrip("-") == stem for n in names)
+        names.append(f"{stem}-{same + 1}.{form}" if same else f"{stem}.{form}")
+    return names
+
+
+def read_run(path: str) -> list[Recorded]:
+    """The systems of a run folder; or the one system of a file of records, or of an evaluation's artifact.
+
+    Raises:
+        ConfigError, DataError: where there are none, or a line is broken.
+    """
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [Recorded(place.stem, _read(place))]
+    if (place / RECORDS).is_file():
+        return [Recorded(place.name, _read(place / RECORDS))]
+    if (place / "results.json").is_file():
+        systems = json.loads((place / "results.json").read_text(encoding="utf-8"))["systems"]
+        return [Recorded(s["system"], _read(place / s["records"])) for s in systems if s.get("records")]
+    raise ConfigError(f"runs: {path} is no run folder (it has no results.json) and no file of records.")
+
+
+def paired(after: Recorded, before: Recorded) -> tuple[Recorded, Recorded]:
+    """Both systems cut to the questions they share, in one order.
+
+    Raises:
+        DataError: if they share none, or disagree about a question's answer.
+    """
+    known = {r["id"]: r for r in before.records}
+    both = [(r, known[r["id"]]) for r in after.records if r["id"] in known]
+    if not both:
+        raise DataError(f"runs: {after.name} and {before.name} have no question in common. Compare runs on one data set.")
+    for a, b in both:
+        if a["gold"] != b["gold"] or len(a["loglikelihoods"]) != len(b["loglikelihoods"]):
+            raise DataError(f"runs: {after.name} and {before.name} have other choices or another answer for question {a['id']}. "
+                            "Compare runs on one data set.")  # fmt: skip
+    return Recorded(after.name, [a for a, _ in both]), Recorded(before.name, [b for _, b in both])
+
+
+def _read(file: Path) -> list[Record]:
+    if not file.is_file():
+        raise DataError(f"{file}: does not exist; the run's records have been removed.")
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        rows: list[Record] = pyarrow.parquet.read_table(file).to_pylist()
+        return rows
+    out = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            record["id"], record["gold"], record["loglikelihoods"], record["correct"], record["tokens"]
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{file}, line {number}: is no record of an evaluation.") from None
+        out.append(record)
+    if not out:
+        raise DataError(f"{file}: has no records.")
+    return out
