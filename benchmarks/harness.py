@@ -28,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 TASKS = {"arc_challenge": "test", "arc_easy": "test", "piqa": "validation", "hellaswag": "validation", "winogrande": "validation"}
+WRITTEN = {"gsm8k": "test"}
 FILES = {"arc_challenge": "arc/arc_challenge.yaml", "arc_easy": "arc/arc_easy.yaml", "piqa": "piqa/piqa.yaml",
-         "hellaswag": "hellaswag/hellaswag.yaml", "winogrande": "winogrande/default.yaml"}  # fmt: skip
+         "hellaswag": "hellaswag/hellaswag.yaml", "winogrande": "winogrande/default.yaml", "gsm8k": "gsm8k/gsm8k.yaml"}  # fmt: skip
+SPLITS = TASKS | WRITTEN
 BATCHES = (1, 2, 4, 8, 16, 32)
 
 
@@ -79,7 +81,7 @@ def with_paw(c: argparse.Namespace) -> dict[str, Any]:
     if c.shots:
         inputs["shots"] = Input(split_file(config.dataset, source, c.data, Quiet()), "shots")
     engines = Engines()
-    stage = EvaluateStage(config.dataset, TASKS[c.task], config.evaluate, Runtime(c.dtype, c.device), source, engines=engines)
+    stage = EvaluateStage(config.dataset, SPLITS[c.task], config.evaluate, Runtime(c.dtype, c.device), source, engines=engines)
     with tempfile.TemporaryDirectory() as out:
         stage.evaluate.limit = 2
         evaluate(stage, inputs, Path(out), Quiet())  # loads the base, which stays
@@ -87,7 +89,30 @@ def with_paw(c: argparse.Namespace) -> dict[str, Any]:
         with peak() as found:
             evaluate(stage, inputs, Path(out), Quiet())
         records = read_records(Path(out))
-    return {**found, "scores": {r["id"]: r["loglikelihoods"] for r in records}, "gold": {r["id"]: r["gold"] for r in records}}
+    return {**found, "scores": {r["id"]: r.get("text", r["loglikelihoods"]) for r in records}}
+
+
+def in_double(c: argparse.Namespace) -> dict[str, Any]:
+    """What one choice scores in float64, one row, nothing filled: the truth that two float32 programs round differently."""
+    import torch
+
+    from paw.config.compose import compose_config
+    from paw.data.encode import encode
+    from paw.data.load import examples, split_file
+    from paw.models.adapters import attach
+    from paw.models.load import Runtime, load_model, load_tokenizer
+
+    dataset = compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset
+    example = next(e for e in examples(rows_file(c), dataset, "test") if e.id == c.id)
+    if c.shots:
+        solved = examples(split_file(dataset, "train_xl" if c.task == "winogrande" else "train", c.data, Quiet()), dataset, "train")
+        example = example.after("".join(f"{s.solved()}\n\n" for s in random.Random(0).sample(solved, c.shots)))
+    row = encode(load_tokenizer(Path(c.folder)), [(example.contexts[c.choice], example.continuations[c.choice])], False)[0]
+    model = load_model(Path(c.folder), Runtime("float32"))
+    model = (attach(model, Path(c.adapter), "base") if c.adapter else model).double()
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+    return {"score": sum(float(found[i - 1, row.ids[i]]) for i in range(row.start, len(row.ids))), "tokens": len(row.ids) - row.start}
 
 
 def rows_file(c: argparse.Namespace) -> Path:
@@ -95,7 +120,7 @@ def rows_file(c: argparse.Namespace) -> Path:
     from paw.config.compose import compose_config
     from paw.data.load import _lines, split_file
 
-    full = split_file(compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset, TASKS[c.task], c.data, Quiet())
+    full = split_file(compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset, SPLITS[c.task], c.data, Quiet())
     out = Path(c.work) / f"{c.task}_{c.rows}.jsonl"
     out.write_text("".join(text for _, text in itertools.islice(_lines(full), c.rows)))
     return out
@@ -109,6 +134,8 @@ def hub_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
     if task.startswith("arc"):
         return {"id": row["id"], "question": row["question"], "choices": {"text": row["choices"], "label": row["labels"]},
                 "answerKey": row["answer"]}  # fmt: skip
+    if task == "gsm8k":
+        return row
     if task == "piqa":
         return {"goal": row["question"], "sol1": row["choices"][0], "sol2": row["choices"][1], "label": int(row["answer"])}
     if task == "winogrande":
@@ -128,7 +155,7 @@ def with_harness(c: argparse.Namespace) -> dict[str, Any]:
 
     rows = [json.loads(line) for line in rows_file(c).read_text().splitlines()]
     work = Path(tempfile.mkdtemp(dir=c.work))
-    files = {TASKS[c.task]: str(work / "rows.jsonl")}
+    files = {SPLITS[c.task]: str(work / "rows.jsonl")}
     (work / "rows.jsonl").write_text("".join(json.dumps(hub_row(c.task, r)) + "\n" for r in rows))
     extra: dict[str, Any] = {}
     if c.shots:  # the very shots that paw draws, in its order
@@ -142,18 +169,21 @@ def with_harness(c: argparse.Namespace) -> dict[str, Any]:
     own = Path(lm_eval.__file__).parent / "tasks" / FILES[c.task]
     if "train" not in files:
         extra |= {"training_split": None}
-    if TASKS[c.task] == "test":
+    if SPLITS[c.task] == "test":
         extra |= {"validation_split": None}
     task = {"include": str(own), "task": "rows", "tag": None, "dataset_path": "json", "dataset_name": None,
             "dataset_kwargs": {"data_files": files}, **extra}  # fmt: skip
     (work / "rows.yaml").write_text(yaml.safe_dump(task))
     lm = HFLM(pretrained=c.folder, peft=c.adapter or None, dtype=c.dtype, device=c.device, batch_size=c.batch)
-    lm.loglikelihood, seconds = timed(lm.loglikelihood)
+    kind = "generate_until" if c.task in WRITTEN else "loglikelihood"
+    ask, seconds = timed(getattr(lm, kind))
+    setattr(lm, kind, ask)
     with peak() as found:
         done = lm_eval.simple_evaluate(model=lm, tasks=["rows"], task_manager=TaskManager(include_path=str(work), include_defaults=False),
                                        num_fewshot=c.shots, bootstrap_iters=0, log_samples=True, random_seed=0)  # fmt: skip
     samples = done["samples"]["rows"]
-    scores = {rows[s["doc_id"]]["id"]: [float(r[0][0]) for r in s["resps"]] for s in samples}
+    written = c.task in WRITTEN
+    scores = {rows[s["doc_id"]]["id"]: s["resps"][0][0] if written else [float(r[0][0]) for r in s["resps"]] for s in samples}
     return {"seconds": seconds[0], "mib": found["mib"], "scores": scores}
 
 
@@ -185,18 +215,35 @@ def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
 
 
 def parity(c: argparse.Namespace) -> None:
-    print(f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {c.adapter or 'none'} | rows | choices | largest difference | "
-          "same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    print(f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {Path(c.adapter).name if c.adapter else 'none'} | rows | choices | largest difference | "
+          "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|---|---|",
+          flush=True)  # fmt: skip
     for task in c.tasks:
         c.task = task
         theirs, ours = child("harness", c), child("paw", c)
         assert theirs["scores"].keys() == ours["scores"].keys()
+        if task in WRITTEN:
+            same = sum(theirs["scores"][i].strip() == ours["scores"][i].strip() for i in ours["scores"])
+            print(
+                f"| {task} | {len(ours['scores'])} | | | | | {same} texts equal | {theirs['seconds']:.1f} | {ours['seconds']:.1f} |",
+                flush=True,
+            )
+            continue
         pairs = [(theirs["scores"][i], ours["scores"][i]) for i in ours["scores"]]
-        worst = max(abs(a - b) for x, y in pairs for a, b in zip(x, y, strict=True))
+        far = {
+            (i, k): abs(a - b) for i in ours["scores"] for k, (a, b) in enumerate(zip(theirs["scores"][i], ours["scores"][i], strict=True))
+        }
+        c.id, c.choice = max(far, key=lambda at: far[at])
+        true, worst = child("truth", c), far[c.id, c.choice]
+        errors = (f"{abs(side['scores'][c.id][c.choice] - true['score']):.0e}" for side in (theirs, ours))
         same = sum(x.index(max(x)) == y.index(max(y)) for x, y in pairs)
         choices = sum(len(x) for x, _ in pairs)
         seconds = f"{theirs['seconds']:.1f} | {ours['seconds']:.1f}"
-        print(f"| {task} | {len(pairs)} | {choices} | {worst:.1e} | {same} of {len(pairs)} | {seconds} |", flush=True)
+        print(
+            f"| {task} | {len(pairs)} | {choices} | {worst:.1e} of {true['tokens']} tokens | {' | '.join(errors)} | "
+            f"{same} of {len(pairs)} | {seconds} |",
+            flush=True,
+        )
 
 
 def speed(c: argparse.Namespace) -> None:
@@ -218,13 +265,13 @@ def speed(c: argparse.Namespace) -> None:
               f"{max(x['mib'] for x in ours):.0f} |", flush=True)  # fmt: skip
 
 
-def random_adapter(folder: str, work: str) -> str:
+def random_adapter(folder: str, work: str, seed: int = 0) -> str:
     """A LoRA on every linear module with random factors: it changes every score."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = get_peft_model(
         model, LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -232,7 +279,7 @@ def random_adapter(folder: str, work: str) -> str:
     for name, p in found.named_parameters():
         if "lora_B" in name:
             p.data.mul_(0.2)
-    out = Path(work) / "adapter"
+    out = Path(work) / "random"
     found.save_pretrained(str(out))
     return str(out)
 
@@ -241,14 +288,14 @@ def main() -> None:
     if sys.argv[1] == "child":
         _, _, side, folder = sys.argv
         c = argparse.Namespace(**json.loads((Path(folder) / "settings.json").read_text()))
-        found = with_paw(c) if side == "paw" else with_harness(c)
+        found = {"paw": with_paw, "harness": with_harness, "truth": in_double}[side](c)
         (Path(folder) / "found.json").write_text(json.dumps(found))
         return
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=["parity", "speed"])
     p.add_argument("--data", required=True)
     p.add_argument("--model", required=True, help="a name in conf/model, or a folder")
-    p.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    p.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(SPLITS))
     p.add_argument("--rows", type=int, default=200)
     p.add_argument("--shots", type=int, default=0)
     p.add_argument("--rounds", type=int, default=3)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import bisect
 import gc
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -459,6 +461,10 @@ class Engines:
             for future in as_completed(futures):
                 results, notes = future.result()
                 yield futures[future], results, notes
+        except BrokenProcessPool:
+            self._workers.clear()
+            raise StageError("evaluate: the process of one device died, perhaps for want of memory. "
+                             "Set evaluate.batch_tokens lower, or hardware.devices=1.") from None  # fmt: skip
         finally:
             for future in futures:
                 future.cancel()
@@ -482,6 +488,7 @@ def _begin(device: str, threads: int) -> None:
 
     global _DEVICE
     _DEVICE = device
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
     if device == "cpu":
         torch.set_num_threads(threads)
 

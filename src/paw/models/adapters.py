@@ -157,10 +157,15 @@ def detach(model: Any, folder: Path) -> bool:
     return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder / WEIGHTS))
 
 
+def made_for(folder: str | Path) -> str | None:
+    """The fingerprint of the base that an adapter is stamped for; one from elsewhere carries no stamp."""
+    birth = Path(folder).expanduser() / BIRTH
+    return str(json.loads(birth.read_text())["base"]) if birth.is_file() else None
+
+
 def check_base(folder: Path, base: str) -> None:
-    """Refuses an adapter that is stamped with another base's fingerprint; one from elsewhere carries no stamp."""
-    birth = folder / BIRTH
-    if birth.is_file() and json.loads(birth.read_text())["base"] != base:
+    """Refuses an adapter that is stamped with another base's fingerprint."""
+    if made_for(folder) not in (None, base):
         raise AdapterError(f"{folder}: was made for another base model. Evaluate it on its own base, or transfer it (task=transfer).")
 
 

@@ -74,10 +74,18 @@ def judge(transferred: list[System], base: System, own: System, seed: int = 0) -
     return said
 
 
+def beside(base: System, adapted: list[System], seed: int = 0) -> list[str]:
+    """Compares adapters with their base, and returns what may be said of each."""
+    for system in adapted:
+        system.versus = [compare(system, base, seed)]
+    adjust([v for system in adapted for v in system.versus])
+    return [_sentence(system) for system in adapted]
+
+
 def _sentence(system: System) -> str:
     versus = system.versus[0]
     said = {1: "a gain over", -1: "harm to", 0: "no effect shown on"}[verdict(versus)]
-    return f"{system.name}: {said} the target's base, {difference(versus)}."
+    return f"{system.name}: {said} {versus['versus']}, {difference(versus)}."
 
 
 def _recovered(gap: Gap | None) -> str:

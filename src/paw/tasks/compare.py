@@ -25,7 +25,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     Console()
     if not config.runs:
         raise ConfigError("runs: task=compare needs what to compare: 'runs=[RUN_A,RUN_B]', run folders or files of records.")
-    runs = [(path, read_run(path)) for path in config.runs]
+    runs = [[Recorded(f"{s.name} [{i}]", s.records) for s in read_run(path)] for i, path in enumerate(config.runs, 1)]
     found: list[dict[str, Any]] = []
     for after, before in _pairs(runs):
         a, b = paired(after, before)
@@ -38,31 +38,32 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         raise ConfigError("runs: there is one system only, and nothing to compare it with.")
     for of in {one["of"] for one in found}:
         adjust([one for one in found if one["of"] == of])
-    table = aligned([["system", "versus", "of", "questions", "difference", "says"], *(_row(one) for one in found)])
+    table = aligned([["system", "versus", "questions", "difference", "says"], *(_row(one) for one in found)])
+    where = "\n".join(f"- [{i}] {path}" for i, path in enumerate(config.runs, 1))
     notes = ("Brackets are paired bootstrap intervals of 95 %. p is exact McNemar's of accuracies and the paired t-test's of "
              "log-likelihoods (of the gold answer, a token); Holm's adjustment is over all comparisons of one kind here.")  # fmt: skip
     folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or "compare")
     write_text(folder / "compare.json", json.dumps(found, indent=1) + "\n")
-    write_text(folder / "summary.md", f"# compare\n\n{table}\n\n{notes}\n")
-    log.info("%s\n\n%s\n\n%s", table, notes, folder / "summary.md")
+    write_text(folder / "summary.md", f"# compare\n\n{where}\n\n{table}\n\n{notes}\n")
+    log.info("%s\n\n%s\n\n%s\n\n%s", where, table, notes, folder / "summary.md")
     return found
 
 
-def _pairs(runs: list[tuple[str, list[Recorded]]]) -> list[tuple[Recorded, Recorded]]:
-    (path, first), later = runs[0], runs[1:]
+def _pairs(runs: list[list[Recorded]]) -> list[tuple[Recorded, Recorded]]:
+    first, later = runs[0], runs[1:]
     if not later:
         return [(system, first[0]) for system in first[1:]]
     out = []
-    for other, systems in later:
-        names = {s.name for s in first} & {s.name for s in systems}
-        for a in systems:
-            for b in first:
-                if a.name == b.name or not names:
-                    same = a.name == b.name
-                    out.append((Recorded(f"{a.name} ({other})", a.records), Recorded(f"{b.name} ({path})" if same else b.name, b.records)))
+    for systems in later:
+        same = [(a, b) for a in systems for b in first if _plain(a) == _plain(b)]
+        out += same or [(a, b) for a in systems for b in first]
     return out
+
+
+def _plain(system: Recorded) -> str:
+    return system.name.rpartition(" [")[0]
 
 
 def _row(one: dict[str, Any]) -> list[str]:
     says = {1: "above", -1: "below", 0: "cannot be told apart"}[verdict(one)]
-    return [one["system"], one["versus"], one["of"], one["questions"], difference(one), says]
+    return [one["system"], one["versus"], one["questions"], difference(one), says]
