@@ -26,7 +26,7 @@ def main() -> None:
     c = p.parse_args()
 
     from paw.config.compose import compose_config, model_named
-    from paw.evaluation.engine import Engines
+    from paw.evaluation.devices import Engines
     from paw.evaluation.stage import EvaluateStage, evaluate
     from paw.models.load import Runtime, load_model
     from paw.models.locate import locate

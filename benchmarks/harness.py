@@ -68,7 +68,7 @@ def peak() -> Iterator[dict[str, float]]:
 def with_paw(c: argparse.Namespace) -> dict[str, Any]:
     from paw.config.compose import compose_config
     from paw.data.load import split_file
-    from paw.evaluation.engine import Engines
+    from paw.evaluation.devices import Engines
     from paw.evaluation.stage import EvaluateStage, evaluate, read_records
     from paw.models.load import Runtime
     from paw.store import Input
@@ -215,7 +215,8 @@ def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
 
 
 def parity(c: argparse.Namespace) -> None:
-    print(f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {Path(c.adapter).name if c.adapter else 'none'} | rows | choices | largest difference | "
+    adapter = Path(c.adapter).name if c.adapter else "none"
+    print(f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {adapter} | rows | choices | largest difference | "
           "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|---|---|",
           flush=True)  # fmt: skip
     for task in c.tasks:

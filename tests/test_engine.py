@@ -21,8 +21,10 @@ from paw.config.compose import compose_config
 from paw.data.encode import Encoded
 from paw.errors import AdapterError, DataError, StageError
 from paw.evaluation import answers, engine
-from paw.evaluation.engine import Engine, Engines, Job, Scoring
+from paw.evaluation.devices import Engines
+from paw.evaluation.engine import Engine, Job
 from paw.evaluation.likelihood import token_logprobs
+from paw.evaluation.plan import Scoring, plan_scoring, plan_writing
 from paw.evaluation.stage import EvaluateStage, evaluate, read_records
 from paw.evaluation.trees import pack, shared_prefix, tree, visible
 from paw.models.load import Runtime, load_model, load_tokenizer
@@ -86,7 +88,7 @@ def job(folder: Path, name: str, prefix: tuple[int, ...] = (), adapter: Path | N
 
 
 def packed(held: Engine, about: Job, rows: list[list[Encoded]], tokens: int = 256) -> list[list[float]]:
-    plan, order = engine.plan_scoring(rows, len(about.prefix), tokens, 10**6)
+    plan, order = plan_scoring(rows, len(about.prefix), tokens, 10**6)
     assert sorted(order) == list(range(len(rows)))
     out: list[Any] = [None] * len(rows)
     for i, result in zip(order, [x for batch in plan for x in held.run(about, batch)], strict=True):
@@ -247,11 +249,11 @@ def test_permuting_choices_permutes_scores(folders: Any) -> None:
 def test_rows_are_nearly_full_and_batches_within_their_budget() -> None:
     rng = random.Random(0)
     asked = [[Encoded(tuple(rng.randrange(5, 99) for _ in range(rng.randrange(4, 90))), 2)] for _ in range(300)]
-    plan, order = engine.plan_scoring(asked, 0, 512, 10**6)
+    plan, order = plan_scoring(asked, 0, 512, 10**6)
     assert sorted(order) == list(range(300))
     assert all(b.tokens() <= 512 for b in plan)
     assert sum(len(q[0].ids) for q in asked) / sum(b.tokens() for b in plan) > 0.95
-    plan, _ = engine.plan_scoring(asked, 0, 1, 1)
+    plan, _ = plan_scoring(asked, 0, 1, 1)
     assert len(plan) == sum(len(b.rows) for b in plan)  # a row alone is never refused
 
 
@@ -355,7 +357,7 @@ def test_writing_equals_the_librarys_generation(folders: Any, tmp_path: Path, fa
     ends = {base.generation_config.eos_token_id, load_tokenizer(folders[family]).eos_token_id}
     wanted = [w[: next((i + 1 for i, t in enumerate(w) if t in ends), len(w))] for w in wanted]
     for prefix in ((), head):
-        plan, order = engine.plan_writing(prompts, len(prefix), 10**6, 12, ())
+        plan, order = plan_writing(prompts, len(prefix), 10**6, 12, ())
         found = [x for b in plan for x in own.run(job(folders[family], family, prefix, adapter), b)]
         assert [wanted[i] for i in order] == found
 
@@ -407,15 +409,16 @@ from pathlib import Path
 import psutil, torch
 from paw.data.encode import Encoded
 from paw.evaluation import engine
+from paw.evaluation.plan import plan_scoring
 from paw.models.load import Runtime
 from paw.store import Input
 folder, room, budget = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 asked = [[Encoded(tuple(range(5, 5 + 100)) + (i % 90, c), 2) for c in (7, 8)] for i in range(200)]
 job = engine.Job(Input(folder, "base"), None, Runtime("float32"), False, 0)
 own = engine.Engine()
-own.run(job, engine.plan_scoring(asked[:1], 0, 64, 10**6)[0][0])
+own.run(job, plan_scoring(asked[:1], 0, 64, 10**6)[0][0])
 resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room * 2**20,) * 2)
-plan, order = engine.plan_scoring(asked, 0, budget, 10**9)
+plan, order = plan_scoring(asked, 0, budget, 10**9)
 print(len([x for b in plan for x in own.run(job, b)]), own.notes)
 """
 

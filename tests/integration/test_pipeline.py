@@ -85,10 +85,24 @@ def test_both_bases_know_their_facts(paw: Paw, tmp_path: Path) -> None:
     assert all(s["accuracy"] >= 0.95 for s in found.values())
 
 
+def test_adapters_find_their_bases(demo: Demo, paw: Paw, tmp_path: Path) -> None:
+    adapters = first(demo[0]) / "adapters"
+    given = f"adapters=[{adapters / 'source'},{adapters / 'target_own'}]"
+    paw("task=evaluate", "models=[tiny_llama,tiny_qwen2]", given, "dataset=facts", "evaluate.limit=50")
+    found = results(newest(tmp_path))
+    assert list(found) == ["tiny_llama", "tiny_llama + source", "tiny_qwen2", "tiny_qwen2 + target_own"]
+    assert found["tiny_qwen2 + target_own"]["accuracy"] > 0.9
+    assert found["tiny_llama + source"]["versus"][0]["low"] > 0.3
+    wrong = paw("task=evaluate", "models=[tiny_llama]", given, "dataset=facts", ok=False)
+    assert wrong.returncode == 2
+    assert "was made for another base" in wrong.stderr
+
+
 def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     folder, done, _ = demo
     run = first(folder)
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "run.log", "results.json", "results.csv", "summary.md", "adapters"}
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "run.log", "results.json", "results.csv", "summary.md", "adapters", "records"}
+    assert {p.stem for p in (run / "records").iterdir()} == {s.replace(" + ", "_").replace(" ", "_") for s in results(run)}
     with open(run / "results.csv") as f:
         rows = list(csv.DictReader(f))
     assert [r["system"] for r in rows] == list(results(run))

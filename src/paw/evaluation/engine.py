@@ -1,40 +1,26 @@
-"""The engine: a base held in memory, an adapter on it, and batches of trees scored or prompts continued.
-
-Batches are planned before any of them runs and do not depend on the number of devices, so that several devices give the
-very numbers of one.
-"""
+"""One device: a base held in memory, an adapter on it, and batches of trees scored or prompts continued."""
 
 from __future__ import annotations
 
-import bisect
 import gc
-import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from paw.data.encode import Encoded
 from paw.errors import StageError
-from paw.evaluation.trees import Packed, Tree, pack, shared_prefix, tree, visible
+from paw.evaluation.plan import Batch, Scoring, Writing
+from paw.evaluation.trees import Packed, Tree, chain, pack, tree, visible
 from paw.models.load import Runtime, load_model, load_tokenizer
-from paw.store import Input, Watch
+from paw.store import Input
 
 if TYPE_CHECKING:
     import torch
 
     from paw.evaluation.past import Layers
-
-WORTH = 48  # shared tokens from which a cache pays
-ROW = 128  # tokens of a row: short questions stand together in one, so that little is filled up
-BATCH = {"cpu": 1024, "cuda": 16384}  # tokens
-READS = {"cpu": 2**26, "cuda": 2**28}  # float32 logits a batch: a quarter of a GiB, and one
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,107 +34,6 @@ class Job:
     pad_id: int
     prefix: tuple[int, ...] = ()  # tokens that all rows begin with, put into a cache
     check: tuple[Encoded, ...] = ()  # one question, scored both ways before anything is
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """Rows of trees, to be scored: a list of sums a tree."""
-
-    rows: tuple[tuple[Tree, ...], ...]
-
-    def halves(self) -> list[Scoring]:
-        rows = self.rows if len(self.rows) > 1 else tuple((t,) for t in self.rows[0])
-        return [Scoring(rows[: len(rows) // 2]), Scoring(rows[len(rows) // 2 :])] if len(rows) > 1 else []
-
-    def tokens(self) -> int:
-        return len(self.rows) * max(sum(map(len, row)) for row in self.rows)
-
-    def __len__(self) -> int:
-        return sum(map(len, self.rows))
-
-
-@dataclass(frozen=True)
-class Writing:
-    """Prompts (after the prefix), to be continued greedily: a list of tokens a prompt."""
-
-    prompts: tuple[tuple[int, ...], ...]
-    limit: int
-    stop: tuple[str, ...]
-
-    def halves(self) -> list[Writing]:
-        half, n = len(self.prompts) // 2, len(self.prompts)
-        return [replace(self, prompts=self.prompts[:half]), replace(self, prompts=self.prompts[half:])] if n > 1 else []
-
-    def tokens(self) -> int:
-        return len(self.prompts) * (max(map(len, self.prompts)) + self.limit)
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-
-Batch = Scoring | Writing
-
-
-# ---- planning -----------------------------------------------------------------------------------------
-
-
-def prefix_of(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
-    """What is worth keeping in a cache: few shots, a long system prompt; nothing if it is short."""
-    found = shared_prefix(questions)
-    return found if len(found) >= WORTH and len(questions) > 1 else ()
-
-
-def plan_scoring(questions: Sequence[Sequence[Encoded]], prefix: int, tokens: int, reads: int) -> tuple[list[Scoring], list[int]]:
-    """Questions as batches of full rows, and the order in which their scores will come.
-
-    Args:
-        prefix: tokens at the front of every row that a cache holds.
-        tokens, reads: at most so many tokens and read positions a batch; one question alone is never refused.
-    """
-    trees = [tree(q, prefix) for q in questions]
-    batches: list[list[list[int]]] = []
-    width = read = 0
-    for row in _rows([len(t) for t in trees], max(ROW, *map(len, trees))):
-        length, needs = sum(len(trees[i]) for i in row), sum(trees[i].reads for i in row)
-        width = max(width, length)
-        if not batches or (len(batches[-1]) + 1) * width > tokens or read + needs > reads:
-            batches.append([])
-            width, read = length, 0
-        batches[-1].append(row)
-        read += needs
-    plan = [Scoring(tuple(tuple(trees[i] for i in row) for row in batch)) for batch in batches]
-    return plan, [i for batch in batches for row in batch for i in row]
-
-
-def _rows(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Items in rows of at most `most`, the longest rows first: each, from the longest on, goes where least is left over."""
-    rows: list[list[int]] = []
-    left: list[tuple[int, int]] = []  # what is left of each row, in order
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        at = bisect.bisect_left(left, (lengths[i], -1))
-        room, row = left.pop(at) if at < len(left) else (most, len(rows))
-        if row == len(rows):
-            rows.append([])
-        rows[row].append(i)
-        bisect.insort(left, (room - lengths[i], row))
-    return sorted(rows, key=lambda row: (-sum(lengths[i] for i in row), row))
-
-
-def plan_writing(
-    prompts: Sequence[tuple[int, ...]], prefix: int, tokens: int, limit: int, stop: Sequence[str]
-) -> tuple[list[Writing], list[int]]:
-    """Prompts as batches of like length, and the order in which their continuations will come."""
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    batches: list[list[int]] = []
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * (len(prompts[batches[-1][0]]) - prefix + limit) > tokens:
-            batches.append([])
-        batches[-1].append(i)
-    plan = [Writing(tuple(prompts[i][prefix:] for i in batch), limit, tuple(stop)) for batch in batches]
-    return plan, [i for batch in batches for i in batch]
-
-
-# ---- one device ---------------------------------------------------------------------------------------
 
 
 class Engine:
@@ -176,7 +61,12 @@ class Engine:
 
         with torch.inference_mode():
             if job != self._job:
-                self._prepare(job)
+                try:
+                    self._prepare(job)
+                except (RuntimeError, MemoryError) as e:
+                    if _out_of_memory(e):
+                        raise StageError(f"evaluate: the model does not fit into the memory of {job.runtime.device}.") from None
+                    raise
             return self._fitting(batch)
 
     def _fitting(self, batch: Batch) -> list[Any]:
@@ -225,9 +115,7 @@ class Engine:
         from paw.evaluation.past import growing, taken
 
         cache = growing(self._past)
-        chain = tree([Encoded((*prefix, 0), len(prefix))])
-        packed = pack([[replace(chain, ids=chain.ids[:-1], depth=chain.depth[:-1], parent=chain.parent[:-1],
-                                end=tuple(len(prefix) for _ in prefix), scored=((len(prefix) - 1,),))]], 0, self._model.device)  # fmt: skip
+        packed = pack([[chain(prefix)]], 0, self._model.device)
         self._forward(packed, cache, packed.reads)
         return taken(cache)
 
@@ -414,87 +302,3 @@ def _free() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-# ---- all devices of a profile -------------------------------------------------------------------------
-
-
-@dataclass
-class Engines:
-    """The devices of a hardware profile: the first in this process, or with several each in its own."""
-
-    _one: Engine = field(default_factory=Engine)
-    _workers: list[ProcessPoolExecutor] = field(default_factory=list)
-
-    def run(self, job: Job, batches: Sequence[Batch], watch: Watch) -> Iterator[tuple[int, list[Any]]]:
-        """Every batch's number and results, as they are done."""
-        total, done, told = sum(map(len, batches)), 0, set[str]()
-        for i, results, notes in self._results(job, batches):
-            for note in notes:
-                if note not in told:
-                    told.add(note)
-                    watch.say(note)
-            done += len(results)
-            watch.progress(done, total, "questions")
-            yield i, results
-
-    def release(self) -> None:
-        """Gives the memory back, before something else needs it."""
-        for worker in self._workers:
-            worker.shutdown()
-        self._workers.clear()
-        if self._one._held:
-            self._one.release()
-
-    def _results(self, job: Job, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Any], list[str]]]:
-        count = min(job.runtime.devices, len(batches))
-        if count <= 1:
-            for i, batch in enumerate(batches):
-                yield i, self._one.run(job, batch), self._one.notes
-                self._one.notes = []
-            return
-        self._start(job.runtime)
-        futures: dict[Future[tuple[list[Any], list[str]]], int] = {}
-        for i, batch in enumerate(batches):
-            futures[self._workers[i % count].submit(_in_worker, job, batch)] = i
-        try:
-            for future in as_completed(futures):
-                results, notes = future.result()
-                yield futures[future], results, notes
-        except BrokenProcessPool:
-            self._workers.clear()
-            raise StageError("evaluate: the process of one device died, perhaps for want of memory. "
-                             "Set evaluate.batch_tokens lower, or hardware.devices=1.") from None  # fmt: skip
-        finally:
-            for future in futures:
-                future.cancel()
-
-    def _start(self, runtime: Runtime) -> None:
-        from multiprocessing import get_context
-
-        while len(self._workers) < runtime.devices:
-            device = f"cuda:{len(self._workers)}" if runtime.device == "cuda" else runtime.device
-            threads = max(1, (os.cpu_count() or 1) // runtime.devices)
-            self._workers.append(ProcessPoolExecutor(1, get_context("spawn"), _begin, (device, threads)))
-
-
-_ENGINE = Engine()  # of a worker process
-_DEVICE = "cpu"
-
-
-def _begin(device: str, threads: int) -> None:
-    """A worker's start: its device, and its share of the processor."""
-    import torch
-
-    global _DEVICE
-    _DEVICE = device
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
-    if device == "cpu":
-        torch.set_num_threads(threads)
-
-
-def _in_worker(job: Job, batch: Batch) -> tuple[list[Any], list[str]]:
-    job = replace(job, runtime=replace(job.runtime, device=_DEVICE, devices=1))
-    results, notes = _ENGINE.run(job, batch), _ENGINE.notes
-    _ENGINE.notes = []
-    return results, notes

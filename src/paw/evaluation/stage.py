@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +19,12 @@ from paw.data.encode import Encoded, encode, encode_prompts
 from paw.data.example import Example
 from paw.data.load import examples, listed, sample
 from paw.errors import DataError, StageError
-from paw.evaluation import answers, engine
+from paw.evaluation import answers, plan
+from paw.evaluation.devices import Engines
+from paw.evaluation.engine import Job
 from paw.evaluation.statistics import f1, interval, standard_error
 from paw.models.load import Runtime, load_tokenizer, room
 from paw.store import Input, Stage, Watch
-
-if TYPE_CHECKING:
-    from paw.evaluation.engine import Engines
 
 RECORDS = "records.jsonl"
 STAGE = Stage("evaluate", "2", "paw.evaluation.stage:evaluate")
@@ -40,7 +39,7 @@ class EvaluateStage:
     runtime: Runtime
     fewshot_split: str = transient("train")  # its file and the seed are in the key
     trust_remote_code: bool = transient(False)
-    engines: Engines = field(default_factory=lambda: engine.Engines(), metadata={"transient": True})
+    engines: Engines = field(default_factory=Engines, metadata={"transient": True})
 
 
 def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
@@ -59,17 +58,14 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
     if left_out:
         watch.say(f"left out: {listed(left_out)}")
 
-    prefix = engine.prefix_of(rows)
+    prefix = plan.prefix_of(rows)
     shortest = min(rows, key=lambda q: sum(len(r.ids) for r in q))
     check = tuple(Encoded(r.ids[len(prefix) :], r.start - len(prefix)) for r in shortest)
-    job = engine.Job(
-        inputs["model"], inputs.get("adapter"), config.runtime, config.trust_remote_code, tokenizer.pad_token_id, prefix, check
-    )
+    job = Job(inputs["model"], inputs.get("adapter"), config.runtime, config.trust_remote_code, tokenizer.pad_token_id, prefix, check)
     device = "cuda" if config.runtime.device == "cuda" else "cpu"
-    tokens = c.batch_tokens or engine.BATCH[device]
-    plan: list[engine.Batch]
-    plan, order = engine.plan_scoring(rows, len(prefix), tokens, engine.READS[device] // len(tokenizer))  # type: ignore[assignment]
-    sums = _ordered(config, job, plan, order, watch)
+    tokens = c.batch_tokens or plan.TOKENS[device]
+    reads = plan.LOGITS[device] // len(tokenizer)
+    sums = _ordered(config, job, plan.plan_scoring(rows, len(prefix), tokens, reads), watch)
     if not all(math.isfinite(s) for q in sums for s in q):
         bad = [q.id for q, s in zip(questions, sums, strict=True) if not all(map(math.isfinite, s))]
         raise StageError(f"evaluate: the scores of {len(bad)} of {len(sums)} questions are not finite (the first: {bad[0]}). "
@@ -79,8 +75,8 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
     if c.mode == "generate":
         lettered = c.lettered(dataset.kind)
         prompts = encode_prompts(tokenizer, [q.contexts[q.gold] for q in questions], dataset.chat)
-        plan, order = engine.plan_writing(prompts, len(prefix), 8 * tokens, c.max_new_tokens, dataset.stop)  # type: ignore[assignment]
-        for question, record, ids in zip(questions, records, _ordered(config, job, plan, order, watch), strict=True):
+        batches = plan.plan_writing(prompts, len(prefix), 8 * tokens, c.max_new_tokens, dataset.stop)
+        for question, record, ids in zip(questions, records, _ordered(config, job, batches, watch), strict=True):
             text = answers.until(tokenizer.decode(ids, skip_special_tokens=True), dataset.stop)
             record |= _read(question, text, lettered)
     with open(out / RECORDS, "w", encoding="utf-8") as f:
@@ -135,10 +131,11 @@ def _encoded(
     return [q for q, _ in kept], [r for _, r in kept]
 
 
-def _ordered(config: EvaluateStage, job: engine.Job, plan: Sequence[engine.Batch], order: Sequence[int], watch: Watch) -> list[Any]:
+def _ordered(config: EvaluateStage, job: Job, planned: tuple[Sequence[plan.Batch], list[int]], watch: Watch) -> list[Any]:
     """Results by question."""
-    by_batch = dict(config.engines.run(job, plan, watch))
-    flat = [x for i in range(len(plan)) for x in by_batch[i]]
+    batches, order = planned
+    by_batch = dict(config.engines.run(job, batches, watch))
+    flat = [x for i in range(len(batches)) for x in by_batch[i]]
     out: list[Any] = [None] * len(order)
     for place, result in zip(order, flat, strict=True):
         out[place] = result

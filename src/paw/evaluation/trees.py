@@ -69,6 +69,12 @@ def tree(rows: Sequence[Encoded], skip: int = 0) -> Tree:
     return Tree(tuple(ids), tuple(depth), tuple(parent), tuple(end), tuple(scored))
 
 
+def chain(ids: Sequence[int]) -> Tree:
+    """A text without branches, of which only the last token is scored."""
+    n = len(ids)
+    return Tree(tuple(ids), tuple(range(n)), tuple(range(-1, n - 1)), (n,) * n, ((n - 1,),))
+
+
 def shared_prefix(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
     """What every row of every question begins with, at least one token short of any continuation."""
     rows = [r for q in questions for r in q]

@@ -13,7 +13,7 @@ from paw.console import Console
 from paw.data.load import split_file
 from paw.errors import AdapterError, ConfigError, DataError
 from paw.evaluation import stage as evaluation
-from paw.evaluation.engine import Engines
+from paw.evaluation.devices import Engines
 from paw.models.adapters import check_base, read_config
 from paw.models.load import resolve_runtime
 from paw.models.locate import locate

@@ -1,0 +1,110 @@
+"""Questions as batches, planned before any of them runs: what a batch is depends neither on devices nor on what ran before."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from paw.data.encode import Encoded
+from paw.evaluation.trees import Tree, shared_prefix, tree
+
+WORTH = 48  # shared tokens from which a cache pays
+ROW = 128  # tokens of a row: short questions stand together in one, so that little is filled up
+TOKENS = {"cpu": 1024, "cuda": 16384}  # of a batch
+LOGITS = {"cpu": 2**26, "cuda": 2**28}  # float32 values a batch: a quarter of a GiB, and one
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Rows of trees, to be scored: a list of sums a tree."""
+
+    rows: tuple[tuple[Tree, ...], ...]
+
+    def halves(self) -> list[Scoring]:
+        rows = self.rows if len(self.rows) > 1 else tuple((t,) for t in self.rows[0])
+        return [Scoring(rows[: len(rows) // 2]), Scoring(rows[len(rows) // 2 :])] if len(rows) > 1 else []
+
+    def tokens(self) -> int:
+        return len(self.rows) * max(sum(map(len, row)) for row in self.rows)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.rows))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Prompts (after the prefix), to be continued greedily: a list of tokens a prompt."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    limit: int
+    stop: tuple[str, ...]
+
+    def halves(self) -> list[Writing]:
+        half, n = len(self.prompts) // 2, len(self.prompts)
+        return [replace(self, prompts=self.prompts[:half]), replace(self, prompts=self.prompts[half:])] if n > 1 else []
+
+    def tokens(self) -> int:
+        return len(self.prompts) * (max(map(len, self.prompts)) + self.limit)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+Batch = Scoring | Writing
+
+
+def prefix_of(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
+    """What is worth keeping in a cache: few shots, a long system prompt; nothing if it is short."""
+    found = shared_prefix(questions)
+    return found if len(found) >= WORTH and len(questions) > 1 else ()
+
+
+def plan_scoring(questions: Sequence[Sequence[Encoded]], prefix: int, tokens: int, reads: int) -> tuple[list[Scoring], list[int]]:
+    """Questions as batches of full rows, and the order in which their scores will come.
+
+    Args:
+        prefix: tokens at the front of every row that a cache holds.
+        tokens, reads: at most so many tokens and read positions a batch; one question alone is never refused.
+    """
+    trees = [tree(q, prefix) for q in questions]
+    batches: list[list[list[int]]] = []
+    width = read = 0
+    for row in _rows([len(t) for t in trees], max(ROW, *map(len, trees))):
+        length, needs = sum(len(trees[i]) for i in row), sum(trees[i].reads for i in row)
+        width = max(width, length)
+        if not batches or (len(batches[-1]) + 1) * width > tokens or read + needs > reads:
+            batches.append([])
+            width, read = length, 0
+        batches[-1].append(row)
+        read += needs
+    plan = [Scoring(tuple(tuple(trees[i] for i in row) for row in batch)) for batch in batches]
+    return plan, [i for batch in batches for row in batch for i in row]
+
+
+def _rows(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Items in rows of at most `most`, the longest rows first: each, from the longest on, goes where least is left over."""
+    rows: list[list[int]] = []
+    left: list[tuple[int, int]] = []  # what is left of each row, in order
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        at = bisect.bisect_left(left, (lengths[i], -1))
+        room, row = left.pop(at) if at < len(left) else (most, len(rows))
+        if row == len(rows):
+            rows.append([])
+        rows[row].append(i)
+        bisect.insort(left, (room - lengths[i], row))
+    return sorted(rows, key=lambda row: (-sum(lengths[i] for i in row), row))
+
+
+def plan_writing(
+    prompts: Sequence[tuple[int, ...]], prefix: int, tokens: int, limit: int, stop: Sequence[str]
+) -> tuple[list[Writing], list[int]]:
+    """Prompts as batches of like length, and the order in which their continuations will come."""
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    batches: list[list[int]] = []
+    for i in order:
+        if not batches or (len(batches[-1]) + 1) * (len(prompts[batches[-1][0]]) + limit) > tokens:
+            batches.append([])
+        batches[-1].append(i)
+    plan = [Writing(tuple(prompts[i][prefix:] for i in batch), limit, tuple(stop)) for batch in batches]
+    return plan, [i for batch in batches for i in batch]
