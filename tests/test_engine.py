@@ -224,6 +224,13 @@ def test_every_adapter_type_scores_as_peft_does(folders: Any, tmp_path: Path, fa
         found = packed(own, job(folders[family], family, prefix, adapter), asked)
         assert own._trees
         assert close(found, wanted)
+
+    @settings(max_examples=5, deadline=None)
+    @given(drawn=questions())
+    def any_trees(drawn: list[list[Encoded]]) -> None:
+        assert close(packed(own, job(folders[family], family, (), adapter), drawn), alone(wrapped, drawn))
+
+    any_trees()
     assert packed(own, job(folders[family], family), asked) == base
 
 

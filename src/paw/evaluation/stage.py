@@ -55,6 +55,8 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
     questions = _questions(config, inputs, left_out)
     tokenizer = load_tokenizer(inputs["model"].path, config.trust_remote_code)
     questions, rows = _encoded(questions, tokenizer, config, inputs, left_out)
+    if c.mode == "generate" and not c.lettered(dataset.kind):
+        _refuse_unjudgeable(questions, inputs["data"].path)
     if left_out:
         watch.say(f"left out: {listed(left_out)}")
 
@@ -162,9 +164,6 @@ def _read(question: Example, text: str, lettered: bool) -> Record:
         said = answers.letter(text, ascii_uppercase[: len(question.continuations)])
         return {"text": text, "prediction": said, "correct": said == question.gold, "parsed": said is not None}
     gold = answers.plain(question.continuations[0].strip())
-    if not gold or not any(ch.isdigit() for ch in gold) or len(gold.split()) > 1:
-        raise DataError(f"question {question.id}: its answer does not end with '#### NUMBER' and is no number, so a written answer "
-                        "cannot be judged by it. Use evaluate.mode=likelihood.")  # fmt: skip
     found, loose = answers.strict(text), answers.flexible(text)
     return {
         "text": text,
@@ -173,6 +172,15 @@ def _read(question: Example, text: str, lettered: bool) -> Record:
         "correct_flexible": loose is not None and answers.plain(loose) == gold,
         "parsed": found is not None,
     }
+
+
+def _refuse_unjudgeable(questions: Sequence[Example], file: Path) -> None:
+    """A written answer is judged by its number: the gold answer must be one, or end with one after ####."""
+    for question in questions:
+        gold = answers.plain(question.continuations[0].strip())
+        if len(gold.split()) != 1 or not any(ch.isdigit() for ch in gold):
+            raise DataError(f"{file}, line {question.line}: the answer is no number and does not end with '#### NUMBER', so that a "
+                            "written answer cannot be judged by it. Use evaluate.mode=likelihood.")  # fmt: skip
 
 
 def metrics(records: Sequence[Record], positive: int | None = None) -> dict[str, Any]:
