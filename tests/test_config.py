@@ -93,6 +93,15 @@ def test_help_is_quick_and_lists_choices() -> None:
 
 # Each is one mistake; the second column is what the one line must name.
 WRONG = [
+    ("evaluate.mode=letters", "letter"),
+    ("evaluate.mode=letter dataset=gsm8k", "likelihood or generate"),
+    ("evaluate.num_fewshot=-1", "evaluate.num_fewshot"),
+    ("evaluate.records=csv", "parquet"),
+    ("evaluate.split=dev dataset=facts", "test.jsonl"),
+    ("dataset.bad_rows=drop", "skip"),
+    ("task=compare", "runs=[RUN_A,RUN_B]"),
+    ("task=compare runs=[nowhere]", "no run folder"),
+    ("runs=[a]", "task=compare"),
     ("model@source=llama9", "llama3_8b"),
     ("model@traget=qwen25_7b", "model@target"),
     ("modl@source=llama3_8b", "model@source"),

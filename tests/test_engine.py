@@ -112,14 +112,13 @@ def close(a: list[list[float]], b: list[list[float]], tolerance: float = 1e-4) -
 def test_a_tree_holds_every_row_once(asked: list[list[Encoded]]) -> None:
     for rows in asked:
         t = tree(rows)
-        assert len(t) <= len({r.ids[:n] for r in rows for n in range(1, len(r.ids) + 1)})  # no prefix twice
-        for nodes, row in zip(t.scored, rows, strict=True):
-            path = [nodes[-1]]
-            while t.parent[path[0]] >= 0:
-                path.insert(0, t.parent[path[0]])
-            assert tuple(t.ids[n] for n in path) == row.ids
-            assert tuple(t.depth[n] for n in path) == tuple(range(len(row.ids)))
-            assert tuple(path[row.start :]) == nodes
+        assert len(t) == len({r.ids[:n] for r in rows for n in range(1, len(r.ids))})  # no prefix twice, no last token
+        for pairs, row in zip(t.scored, rows, strict=True):
+            path = t.path(pairs[-1][0])
+            assert tuple(t.ids[n] for n in path) == row.ids[:-1]
+            assert tuple(t.depth[n] for n in path) == tuple(range(len(row.ids) - 1))
+            assert [n for n, _ in pairs] == path[row.start - 1 :]
+            assert tuple(token for _, token in pairs) == row.ids[row.start :]
 
 
 @given(questions(), st.integers(0, 3), st.sampled_from([None, 1, 4]))
@@ -129,10 +128,8 @@ def test_a_token_sees_its_ancestors_and_the_past(asked: list[list[Encoded]], pas
     offset = 0
     for t in trees:
         for i in range(len(t)):
-            ancestors, n = {i}, i
-            while t.parent[n] >= 0:
-                n = t.parent[n]
-                ancestors.add(n)
+            below = t.depth[: i + 1]  # an ancestor is the last node before i at its depth
+            ancestors = {max(j for j in range(i + 1) if below[j] == d) for d in range(t.depth[i] + 1)}
             wanted = {a + past + offset for a in ancestors if window is None or t.depth[i] - t.depth[a] < window}
             wanted |= {p for p in range(past) if window is None or t.depth[i] + past - p < window}
             assert set(seen[0, offset + i].nonzero()[:, 0].tolist()) == wanted
@@ -259,7 +256,7 @@ def test_rows_are_nearly_full_and_batches_within_their_budget() -> None:
     plan, order = plan_scoring(asked, 0, 512, 10**6)
     assert sorted(order) == list(range(300))
     assert all(b.tokens() <= 512 for b in plan)
-    assert sum(len(q[0].ids) for q in asked) / sum(b.tokens() for b in plan) > 0.95
+    assert sum(len(q[0].ids) - 1 for q in asked) / sum(b.tokens() for b in plan) > 0.95
     plan, _ = plan_scoring(asked, 0, 1, 1)
     assert len(plan) == sum(len(b.rows) for b in plan)  # a row alone is never refused
 

@@ -283,11 +283,9 @@ def _behind(past: int, query: torch.Tensor, filled: torch.Tensor, position: torc
 
 def _row(t: Tree, choice: int, prefix: tuple[int, ...]) -> Encoded:
     """A choice of a tree as a row again."""
-    nodes = list(t.scored[choice])
-    first = len(nodes)
-    while t.parent[nodes[0]] >= 0:
-        nodes.insert(0, t.parent[nodes[0]])
-    return Encoded((*prefix, *(t.ids[n] for n in nodes)), len(prefix) + len(nodes) - first)
+    pairs = t.scored[choice]
+    context = (*prefix, *(t.ids[n] for n in t.path(pairs[0][0])))
+    return Encoded((*context, *(token for _, token in pairs)), len(context))
 
 
 def _out_of_memory(e: Exception) -> bool:

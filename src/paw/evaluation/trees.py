@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tree:
-    """Tokens in preorder, each with its depth, its parent (−1 for a root) and where its subtree ends (exclusive)."""
+    """Tokens in preorder, each with its depth and where its subtree ends (exclusive).
+
+    A choice's last token is asked for, but nothing is read after it: it is a node only where another choice goes on.
+    """
 
     ids: tuple[int, ...]
     depth: tuple[int, ...]
-    parent: tuple[int, ...]
     end: tuple[int, ...]
-    scored: tuple[tuple[int, ...], ...]  # a choice's nodes whose log-probabilities add up to its score
+    scored: tuple[tuple[tuple[int, int], ...], ...]  # by choice: at which node which next token's log-probability counts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -34,7 +36,11 @@ class Tree:
     @property
     def reads(self) -> int:
         """Positions that the output projection is needed at."""
-        return len({self.parent[n] for nodes in self.scored for n in nodes})
+        return len({node for pairs in self.scored for node, _ in pairs})
+
+    def path(self, node: int) -> list[int]:
+        """The nodes from the root to a node."""
+        return [j for j in range(node + 1) if node < self.end[j]]
 
 
 def tree(rows: Sequence[Encoded], skip: int = 0) -> Tree:
@@ -45,34 +51,33 @@ def tree(rows: Sequence[Encoded], skip: int = 0) -> Tree:
     """
     ids: list[int] = []
     depth: list[int] = []
-    parent: list[int] = []
     end: list[int] = []
-    scored: list[tuple[int, ...]] = [()] * len(rows)
+    scored: list[tuple[tuple[int, int], ...]] = [()] * len(rows)
     path: list[int] = []  # nodes from the root to the last token of the row before
     before: tuple[int, ...] = ()
     for i in sorted(range(len(rows)), key=lambda i: rows[i].ids):
-        tokens = rows[i].ids[skip:]
+        tokens = rows[i].ids[skip:-1]
         shared = common(before, tokens)
         for node in path[shared:]:
             end[node] = len(ids)
         del path[shared:]
         for token in tokens[shared:]:
-            parent.append(path[-1] if path else -1)
             depth.append(len(path))
             path.append(len(ids))
             ids.append(token)
             end.append(0)
-        scored[i] = tuple(path[rows[i].start - skip :])
+        first = rows[i].start - skip
+        scored[i] = tuple(zip(path[first - 1 :], rows[i].ids[rows[i].start :], strict=True))
         before = tokens
     for node in path:
         end[node] = len(ids)
-    return Tree(tuple(ids), tuple(depth), tuple(parent), tuple(end), tuple(scored))
+    return Tree(tuple(ids), tuple(depth), tuple(end), tuple(scored))
 
 
 def chain(ids: Sequence[int]) -> Tree:
-    """A text without branches, of which only the last token is scored."""
+    """A text without branches, read at its end only."""
     n = len(ids)
-    return Tree(tuple(ids), tuple(range(n)), tuple(range(-1, n - 1)), (n,) * n, ((n - 1,),))
+    return Tree(tuple(ids), tuple(range(n)), (n,) * n, (((n - 1, 0),),))
 
 
 def shared_prefix(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
@@ -99,28 +104,29 @@ def pack(rows: Sequence[Sequence[Tree]], pad_id: int, device: Any) -> Packed:
     import torch
 
     width = max(sum(map(len, row)) for row in rows)
-    ids, depth, end, sums = [], [], [], []
+    ids, depth, end = [], [], []
+    sums: list[list[list[int]]] = []
     reads: dict[tuple[int, int], int] = {}
-    asked: list[tuple[int, int]] = []
+    asked: dict[tuple[int, int], int] = {}
     for r, row in enumerate(rows):
         row_ids: list[int] = []
         row_depth: list[int] = []
         row_end: list[int] = []
         for t in row:
-            offset, known = len(row_ids), dict[int, int]()
+            offset = len(row_ids)
             row_ids += t.ids
             row_depth += t.depth
             row_end += (e + offset for e in t.end)
-            for node in sorted({n for nodes in t.scored for n in nodes}):
-                known[node] = len(asked)
-                asked.append((reads.setdefault((r, t.parent[node] + offset), len(reads)), t.ids[node]))
-            sums.append([[known[n] for n in nodes] for nodes in t.scored])
+            sums.append([])
+            for pairs in t.scored:
+                found = [(reads.setdefault((r, node + offset), len(reads)), token) for node, token in pairs]
+                sums[-1].append([asked.setdefault(one, len(asked)) for one in found])
         fill = width - len(row_ids)  # what fills a row sees only itself: no row of the attention is empty
         ids.append(row_ids + [pad_id] * fill)
         depth.append(row_depth + [0] * fill)
         end.append([*row_end, *range(len(row_ids) + 1, width + 1)])
     tensor = partial(torch.tensor, device=device)
-    return Packed(tensor(ids), tensor(depth), tensor(end), tensor(list(reads)), tensor(asked), sums)
+    return Packed(tensor(ids), tensor(depth), tensor(end), tensor(list(reads)), tensor(list(asked)), sums)
 
 
 def visible(packed: Packed, past: int, window: int | None = None) -> torch.Tensor:
