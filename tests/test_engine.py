@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, Silent
 from paw.config.compose import compose_config
 from paw.data.encode import Encoded
-from paw.errors import AdapterError, DataError, StageError
+from paw.errors import AdapterError, DataError, ModelError, StageError
 from paw.evaluation import answers, engine
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Engine, Job
@@ -311,6 +311,17 @@ def test_a_question_longer_than_the_context(tmp_path: Path, watch: Silent) -> No
         evaluate(stage(), inputs(data=file), tmp_path, watch)
     result = evaluate(stage("dataset.bad_rows=skip"), inputs(data=file), tmp_path, watch)
     assert (result["n"], result["left_out"]) == (1, {"more tokens than the model has room for": 1})
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, watch: Silent) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for file in embedded("tiny_llama").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    with pytest.raises(ModelError, match="do not belong together"):
+        evaluate(stage(), inputs(model=folder), tmp_path, watch)
 
 
 def test_scores_that_are_not_finite_stop_the_run(tmp_path: Path, watch: Silent) -> None:

@@ -18,12 +18,12 @@ from paw.config.schema import DatasetConfig, EvaluateConfig, transient
 from paw.data.encode import Encoded, encode, encode_prompts
 from paw.data.example import Example
 from paw.data.load import examples, listed, sample
-from paw.errors import DataError, StageError
+from paw.errors import DataError, ModelError, StageError
 from paw.evaluation import answers, plan
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Job
 from paw.evaluation.statistics import f1, interval, standard_error
-from paw.models.load import Runtime, load_tokenizer, room
+from paw.models.load import Runtime, limits, load_tokenizer
 from paw.store import Input, Stage, Watch
 
 RECORDS = "records.jsonl"
@@ -112,7 +112,12 @@ def _encoded(
     """Questions with a row of tokens a choice; those that are longer than the model's context are refused, or left out."""
     flat = iter(encode(tokenizer, [p for q in questions for p in zip(q.contexts, q.continuations, strict=True)], config.dataset.chat))
     rows = [[next(flat) for _ in q.continuations] for q in questions]
-    most = room(inputs["model"].path, config.trust_remote_code)
+    reach = limits(inputs["model"].path, config.trust_remote_code)
+    most = reach.positions
+    if reach.vocabulary and max(max(r.ids) for q in rows for r in q) >= reach.vocabulary:
+        raise ModelError(
+            f"{inputs['model'].path}: its tokenizer has tokens beyond the model's {reach.vocabulary}. They do not belong together."
+        )
     writes = config.evaluate.max_new_tokens if config.evaluate.mode == "generate" else 0
     kept = []
     for question, choices in zip(questions, rows, strict=True):

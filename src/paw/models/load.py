@@ -118,13 +118,20 @@ def _quiet() -> None:
     logging.set_verbosity_error()
 
 
-def room(folder: Path, trust_remote_code: bool = False) -> int | None:
-    """The most tokens a model's positions reach, as its config says; None where it says nothing."""
+@dataclass(frozen=True)
+class Limits:
+    """What a model's config says of its reach; None where it says nothing."""
+
+    positions: int | None
+    vocabulary: int | None
+
+
+def limits(folder: Path, trust_remote_code: bool = False) -> Limits:
+    """The most tokens a text may have, and the number of tokens there are."""
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as e:
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+    except Exception as e:  # damaged files make the reader fail anywhere
         raise ModelError(f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found) if found else None
+    return Limits(getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None))
