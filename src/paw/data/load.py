@@ -49,7 +49,8 @@ def split_file(dataset: DatasetConfig, split: str, data_dir: str | None, watch: 
     if dataset.path:
         raise DataError(f"{dataset.name}: dataset.path {dataset.path} does not exist.")
     if not dataset.hub:
-        raise DataError(f"{dataset.name}: has neither path nor hub, and is not in {data_dir or 'paths.data_dir (not set)'}.")
+        raise DataError(f"{dataset.name}: has neither path nor hub, and is not in {data_dir or 'paths.data_dir (not set)'}. "
+                        "Set dataset.path=FILE_OR_FOLDER.")  # fmt: skip
     return _from_hub(dataset, base, folders, watch)
 
 
