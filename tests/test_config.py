@@ -12,7 +12,7 @@ import pytest
 
 from conftest import Paw
 from paw.config.compose import compose_config, groups, transfer_named
-from paw.config.schema import RandomConfig, RidgeConfig
+from paw.config.schema import PlaceboConfig, RidgeConfig
 from paw.errors import ConfigError
 from paw.paths import conf_dir
 
@@ -75,7 +75,7 @@ def test_a_control_keeps_its_own_defaults_and_shares_the_rest() -> None:
     ridge, random = transfer_named("ridge", like), transfer_named("random", like)
     assert isinstance(ridge, RidgeConfig)
     assert (ridge.gain, ridge.layers, ridge.penalty) == ("none", "index", 0.1)
-    assert isinstance(random, RandomConfig)
+    assert isinstance(random, PlaceboConfig)
     assert random.reference == "procrustes"
     assert transfer_named("random", compose_config(["transfer=cross_lora"]).transfer).reference == "cross_lora"  # type: ignore[attr-defined]
 

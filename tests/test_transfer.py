@@ -130,9 +130,60 @@ def test_self_transfer_is_the_identity() -> None:
     generator = torch.Generator().manual_seed(0)
     w, x = torch.randn(8, 8, generator=generator), torch.randn(400, 8, generator=generator)
     p, f = pair(x, x, w, w), factors(8, 8)
-    for method, changes in (("procrustes", {}), ("ridge", {"penalty": 0.0}), ("pad_truncate", {})):
+    for method, changes in (("procrustes", {}), ("ridge", {"penalty": 0.0}), ("pad_truncate", {}), ("copy", {}), ("pro_lora", {})):
         found = moved(method, p, f, gain="activation", **changes)
         assert torch.allclose(found.b @ found.a, f.b @ f.a, atol=1e-4), method
+
+
+def test_projections_keep_what_lies_in_the_targets_subspaces() -> None:
+    """Of a model to itself lora_x and frobenius keep one part of an adapter; of a rotated one anchored finds that part."""
+    generator = torch.Generator().manual_seed(0)
+    q_in, q_out, w_s = orthogonal(12, 1), orthogonal(8, 2), torch.randn(8, 12, generator=generator)
+    x_s, f = torch.randn(500, 12, generator=generator), factors(8, 12)
+    own, turned = pair(x_s, x_s, w_s, w_s), pair(x_s, x_s @ q_in, w_s, q_out @ w_s @ q_in)
+    for method, p, whole in (("lora_x", own, f.b @ f.a), ("frobenius", own, f.b @ f.a), ("anchored", turned, q_out @ f.b @ f.a @ q_in)):
+        u, v = p.basis_t
+        found = moved(method, p, f, gain="none")
+        assert torch.allclose(found.b @ found.a, u @ u.T @ whole @ v @ v.T, atol=1e-3), method
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_anchored_does_not_depend_on_the_basis_of_a_subspace(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 6, generator=generator)
+    x_s = torch.randn(300, 12, generator=generator)
+    x_t = x_s @ torch.randn(12, 6, generator=generator)
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+    one, crossed = moved("anchored", p, f), moved("cross_lora", p, f)
+    for i, name in enumerate(("basis_s", "basis_t")):
+        u, v = getattr(p, name)
+        p.__dict__[name] = (u @ orthogonal(p.k, seed + 2 * i + 1), v @ orthogonal(p.k, seed + 2 * i + 2))
+    two, other = moved("anchored", p, f), moved("cross_lora", p, f)
+    assert torch.allclose(one.b @ one.a, two.b @ two.a, atol=1e-3 * float((one.b @ one.a).abs().max() + 1))
+    assert not torch.allclose(crossed.b @ crossed.a, other.b @ other.a, atol=1e-2)
+
+
+def test_signs_are_a_choice_and_negation_is_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(40, 30, generator=generator), torch.randn(36, 50, generator=generator)
+    p, f = pair(torch.randn(99, 30), torch.randn(99, 50), w_s, w_t), factors(40, 30)
+    fixed, drawn = moved("cross_lora", p, f, gain="none"), [moved("sign_random", p, f, gain="none", seed=s) for s in (0, 1, 1)]
+    assert torch.equal(drawn[1].a, drawn[2].a)
+    assert not torch.allclose(drawn[0].b @ drawn[0].a, drawn[1].b @ drawn[1].a, atol=0.1)
+    for d in drawn:
+        assert torch.allclose(d.a.norm(), fixed.a.norm())
+        assert torch.allclose(d.b.norm(), fixed.b.norm())
+    real, negated = moved("procrustes", p, f), moved("negated", p, f)
+    assert torch.equal(negated.b @ negated.a, -(real.b @ real.a))
+
+
+@pytest.mark.parametrize("method", ["copy", "lora_x", "pro_lora"])
+def test_methods_that_map_nothing_take_equal_shapes_only(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = pair(torch.randn(99, 6), torch.randn(99, 7), torch.randn(5, 6, generator=generator), torch.randn(5, 7, generator=generator))
+    with pytest.raises(TransferError, match=rf"transfer={method}: s is \(5, 6\) and t \(5, 7\)"):
+        moved(method, p, factors(5, 6))
 
 
 @given(st.integers(0, 10**6))
@@ -144,7 +195,7 @@ def test_methods_depend_on_the_product_not_on_its_factors(seed: int) -> None:
     x_s, x_t = torch.randn(300, 12, generator=generator), torch.randn(300, 6, generator=generator)
     p, f, g = pair(x_s, x_t, w_s, w_t), factors(8, 12), orthogonal(3, seed) * 2
     other = Factors(torch.linalg.inv(g) @ f.a, f.b @ g)
-    for method in ("procrustes", "ridge", "cross_lora", "pad_truncate"):
+    for method in ("procrustes", "ridge", "cross_lora", "pad_truncate", "frobenius", "anchored", "negated", "sign_random"):
         one, two = moved(method, p, f), moved(method, p, other)
         assert torch.allclose(one.b @ one.a, two.b @ two.a, atol=1e-3)
 

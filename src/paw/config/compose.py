@@ -17,7 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from paw.config.schema import TRANSFER_SCHEMAS, ModelConfig, PawConfig, RandomConfig, TransferConfig, register
+from paw.config.schema import TRANSFER_SCHEMAS, ModelConfig, PawConfig, PlaceboConfig, TransferConfig, register
 from paw.errors import ConfigError, nearest
 from paw.paths import conf_dir
 
@@ -115,8 +115,10 @@ def transfer_named(name: str, like: TransferConfig, seed: int = 0) -> TransferCo
     shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig) if f.name != "evidence"} | {"controls": []}
     chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
     values = shared | {k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")}
-    if own is RandomConfig:  # a placebo is matched to the method it stands beside
-        values |= {"reference": like.method, "seed": seed}
+    if own is PlaceboConfig:  # it is matched to the method it stands beside
+        values["reference"] = like.method
+    if "seed" in {f.name for f in fields(own)}:
+        values["seed"] = seed
     return own(**values)
 
 

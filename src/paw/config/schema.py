@@ -211,14 +211,21 @@ class RidgeConfig(TransferConfig):
 
 
 @dataclass
-class RandomConfig(TransferConfig):
+class PlaceboConfig(TransferConfig):
+    """What spoils the result of a real method."""
+
     reference: str = transient("procrustes")  # the real method whose norm and spectrum are matched; in the key whole
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         methods = sorted(p.stem for p in (conf_dir() / "transfer").glob("*.yaml"))
-        one_of("transfer.reference", self.reference, tuple(m for m in methods if m != "random"))
+        one_of("transfer.reference", self.reference, tuple(m for m in methods if TRANSFER_SCHEMAS.get(m) is not PlaceboConfig))
+
+
+@dataclass
+class SignRandomConfig(TransferConfig):
+    seed: int = 0
 
 
 @dataclass
@@ -292,7 +299,13 @@ class PawConfig:
             one_of("force", stage, ("evaluate", "train", "calibrate", "transfer", "all"))
 
 
-TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {"ridge": RidgeConfig, "random": RandomConfig}
+# The methods that have parameters of their own.
+TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {
+    "ridge": RidgeConfig,
+    "random": PlaceboConfig,
+    "negated": PlaceboConfig,
+    "sign_random": SignRandomConfig,
+}
 
 
 def register() -> None:

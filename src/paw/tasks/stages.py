@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from paw.config.compose import transfer_named
-from paw.config.schema import ModelConfig, PawConfig, RandomConfig, TransferConfig
+from paw.config.schema import ModelConfig, PawConfig, PlaceboConfig, TransferConfig
 from paw.console import Console
 from paw.data.load import split_file
 from paw.errors import AdapterError, ConfigError, DataError
@@ -148,7 +148,7 @@ class Stages:
         """The source's adapter on the target, by the configured method or by another that stands beside it."""
         check_base(adapter.path, source.input.fingerprint)
         c = self._method(method)
-        reference = self._method(c.reference) if isinstance(c, RandomConfig) else None
+        reference = self._method(c.reference) if isinstance(c, PlaceboConfig) else None
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
         text = None
         if _needs_text(c):

@@ -68,6 +68,14 @@ class Pair:
     def basis_t(self) -> tuple[Tensor, Tensor]:
         return linalg.singular_basis(self.w_t, self.k)
 
+    def equal_shapes(self, method: str) -> None:
+        """For methods that map nothing."""
+        if self.w_s.shape != self.w_t.shape:
+            raise TransferError(
+                f"transfer={method}: {self.source} is {tuple(self.w_s.shape)} and {self.target} {tuple(self.w_t.shape)}, but it takes "
+                "equal shapes only. Use a method that maps one space to another, such as procrustes or cross_lora."
+            )
+
     def seen(self) -> tuple[Site, Site]:
         """Both sites, for methods that declared they need text."""
         if self.reads is None or self.writes is None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import RandomConfig, TransferConfig, transient
+from paw.config.schema import PlaceboConfig, TransferConfig, transient
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, stamp, write_adapter
 from paw.models.load import Runtime
@@ -133,7 +133,7 @@ class Recipe:
         found = method_named(config.method)
         if isinstance(found, Method):
             return Recipe(config, lambda pair: found.maps(pair, config))
-        assert isinstance(config, RandomConfig)
+        assert isinstance(config, PlaceboConfig)
         assert reference is not None
         generator = torch.Generator().manual_seed(config.seed)
         return Recipe(config, Recipe.of(reference, None).maps, lambda a, b: found.spoil(a, b, generator))

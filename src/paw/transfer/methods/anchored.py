@@ -1,0 +1,23 @@
+"""Procrustes between the top singular subspaces: T_in = V_s·polar(V_sᵀ C_st V_t)·V_tᵀ, T_out = U_t·polar(U_tᵀ C_ts U_s)·U_sᵀ.
+
+What cross_lora leaves to the order and the signs of singular vectors is fitted on activations here: the result does not
+depend on which basis of a subspace is taken.
+"""
+
+from __future__ import annotations
+
+from paw.config.schema import TransferConfig
+from paw.transfer.linalg import polar
+from paw.transfer.maps import Maps, Product
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: TransferConfig) -> Maps:
+    (u_s, v_s), (u_t, v_t), (reads, writes) = pair.basis_s, pair.basis_t, pair.seen()
+    t_in = (v_s, polar(v_s.T @ reads.cross @ v_t), v_t.T)
+    t_out = (u_t, polar(u_t.T @ writes.cross.T @ u_s), u_s.T)
+    return Maps(Product(t_in), Product(t_out))
+
+
+METHOD = Method(maps)

@@ -1,0 +1,17 @@
+"""LoRA-X (arXiv 2501.16559): kept is what lies in the target's top singular subspaces, T_in = V_t V_tᵀ, T_out = U_t U_tᵀ."""
+
+from __future__ import annotations
+
+from paw.config.schema import TransferConfig
+from paw.transfer.maps import Maps, Product
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: TransferConfig) -> Maps:
+    pair.equal_shapes(config.method)
+    u_t, v_t = pair.basis_t
+    return Maps(Product((v_t, v_t.T)), Product((u_t, u_t.T)))
+
+
+METHOD = Method(maps)

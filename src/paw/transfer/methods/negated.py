@@ -1,0 +1,14 @@
+"""Placebo: another method's adapter with the opposite sign. What helps both ways is not the adapter's doing."""
+
+from __future__ import annotations
+
+from torch import Generator, Tensor
+
+from paw.transfer.methods import Placebo
+
+
+def spoil(a: Tensor, b: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    return a, -b
+
+
+METHOD = Placebo(spoil)

@@ -1,0 +1,23 @@
+"""Placebo: cross_lora with another of the sign choices that an SVD may make. Where it does as well, or as badly, the signs
+decided. Each pair of singular vectors is flipped on both sides at once, which leaves W as it is."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from paw.config.schema import SignRandomConfig
+from paw.transfer.maps import Maps, Product
+from paw.transfer.methods import Method
+from paw.transfer.pairing import Pair
+
+
+def maps(pair: Pair, config: SignRandomConfig) -> Maps:
+    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
+    seed = int.from_bytes(hashlib.sha256(f"{config.seed} {pair.source} {pair.target}".encode()).digest()[:7], "big")
+    signs = torch.randint(0, 2, (pair.k,), generator=torch.Generator().manual_seed(seed)).to(u_s) * 2 - 1
+    return Maps(Product((v_s * signs, v_t.T)), Product((u_t * signs, u_s.T)))
+
+
+METHOD = Method(maps)
