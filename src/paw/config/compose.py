@@ -116,7 +116,7 @@ def transfer_named(name: str, like: TransferConfig, seed: int = 0) -> TransferCo
     chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
     values = shared | {k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")}
     if own is PlaceboConfig:  # it is matched to the method it stands beside
-        values["reference"] = like.method
+        values["reference"] = like.reference if isinstance(like, PlaceboConfig) else like.method
     if "seed" in {f.name for f in fields(own)}:
         values["seed"] = seed
     return own(**values)
