@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from paw.data.encode import Encoded
 from paw.errors import StageError
 from paw.evaluation.plan import Batch, Scoring, Writing
-from paw.evaluation.trees import Packed, Tree, chain, pack, tree, visible
+from paw.evaluation.trees import Packed, Tree, behind_past, chain, pack, tree, visible
 from paw.models.load import Runtime, load_model, load_tokenizer
-from paw.store import Input
+from paw.store import Input, free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +52,7 @@ class Engine:
     def release(self) -> None:
         """Gives the memory back."""
         self._held, self._model, self._job, self._adapted, self._past, self._most = (), None, None, None, [], None
-        _free()
+        free_memory()
 
     def run(self, job: Job, batch: Batch) -> list[Any]:
         """The results of a batch, in its order. A batch that does not fit into memory is halved, and so are all later ones."""
@@ -81,7 +80,7 @@ class Engine:
                                      "Use a device with more of it, or fewer shots.") from None  # fmt: skip
             self._most = batch.tokens() // 2
             self.notes.append(f"out of memory: batches of at most {self._most} tokens from here (evaluate.batch_tokens sets it)")
-            _free()
+            free_memory()
         return [x for half in batch.halves() for x in self._fitting(half)]
 
     # ---- a base with an adapter on it
@@ -116,7 +115,7 @@ class Engine:
 
         cache = growing(self._past)
         packed = pack([[chain(prefix)]], 0, self._model.device)
-        self._forward(packed, cache, packed.reads)
+        self._forward(packed, cache)
         return taken(cache)
 
     def _may_pack(self) -> bool:
@@ -166,21 +165,19 @@ class Engine:
         from paw.evaluation.past import borrowed
 
         packed = pack(rows, self._job.pad_id if self._job else 0, self._model.device)
-        logits = self._forward(packed, borrowed(self._past) if self._past else None, packed.reads)
+        logits = self._forward(packed, borrowed(self._past) if self._past else None)
         at, token = packed.asked.unbind(-1)
         found = (logits[at, token] - logits.logsumexp(-1)[at]).double().tolist()
         return [[sum(found[i] for i in nodes) for nodes in choices] for choices in packed.sums]
 
-    def _forward(self, packed: Packed, cache: Any, reads: torch.Tensor) -> torch.Tensor:
+    def _forward(self, packed: Packed, cache: Any) -> torch.Tensor:
         """Logits at the positions that are read (n × vocabulary), float32."""
-        past = int(self._past[0][0].shape[-2]) if self._past else 0
+        from paw.evaluation.likelihood import projecting
+        from paw.evaluation.past import length
 
-        def pick(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-            return (args[0][reads[:, 0], reads[:, 1]][None],)
-
+        past, (row, place) = length(self._past), packed.reads.unbind(-1)
         # Of virtual tokens all is in the past: the base goes without the wrapper. Other adapters live in its layers.
-        hook = self._model.get_output_embeddings().register_forward_pre_hook(pick)
-        try:
+        with projecting(self._model, lambda hidden: hidden[row, place]):
             out = self._model(
                 input_ids=packed.ids,
                 attention_mask=self._masks(partial(visible, packed, past)),
@@ -188,8 +185,6 @@ class Engine:
                 past_key_values=cache,
                 use_cache=cache is not None,
             )
-        finally:
-            hook.remove()
         logits: torch.Tensor = out.logits[0].float()
         return logits
 
@@ -215,20 +210,20 @@ class Engine:
         """Greedy continuation with a cache: rows are filled on the left, and leave the batch when they are done."""
         import torch
 
-        from paw.evaluation.past import growing
+        from paw.evaluation.past import growing, length
 
-        device, tokenizer = self._model.device, self._tokenizer
         if not self._trees:
             return [self._write_alone(p, batch) for p in batch.prompts]
-        past, n = int(self._past[0][0].shape[-2]) if self._past else 0, len(batch.prompts)
+        device, tokenizer, ends = self._model.device, self._tokenizer, self._ends()
+        past, n = length(self._past), len(batch.prompts)
         width = max(map(len, batch.prompts))
         filled = torch.tensor([width - len(p) for p in batch.prompts], device=device)
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in batch.prompts], device=device)
         cache = growing(self._past, n)
         rows, out, step = list(range(n)), [list[int]() for _ in range(n)], 0
         while rows:
-            first, length = width + step - ids.shape[1], ids.shape[1]  # where the new tokens stand, how many they are
-            query = torch.arange(first, first + length, device=device)
+            first, count = width + step - ids.shape[1], ids.shape[1]  # where the new tokens stand, how many they are
+            query = torch.arange(first, first + count, device=device)
             position = (query - filled[:, None]).clamp_min(0) + past
             mask = self._masks(partial(_behind, past, query, filled, position))
             logits = self._model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
@@ -239,7 +234,7 @@ class Engine:
             for k, (row, token) in enumerate(zip(rows, chosen, strict=True)):
                 out[row].append(token)
                 tail = tokenizer.decode(out[row][-32:])
-                if token not in self._ends() and len(out[row]) < batch.limit and not any(s in tail for s in batch.stop):
+                if token not in ends and len(out[row]) < batch.limit and not any(s in tail for s in batch.stop):
                     going.append(k)
             if len(going) < len(rows):
                 keep = torch.tensor(going, dtype=torch.long, device=device)
@@ -274,11 +269,9 @@ def _behind(past: int, query: torch.Tensor, filled: torch.Tensor, position: torc
 
     key = torch.arange(int(query[-1]) + 1, device=query.device)
     seen = (key[None, :] <= query[:, None])[None] & ((key >= filled[:, None])[:, None] | (key[None, :] == query[:, None])[None])
-    old = torch.ones(*seen.shape[:2], past, dtype=torch.bool, device=query.device)
     if window is not None:
         seen = seen & (query[:, None] - key < window)
-        old = position[:, :, None] - torch.arange(past, device=query.device) < window
-    return torch.cat([old, seen], dim=-1)[:, None]
+    return behind_past(seen, position, past, window)
 
 
 def _row(t: Tree, choice: int, prefix: tuple[int, ...]) -> Encoded:
@@ -292,11 +285,3 @@ def _out_of_memory(e: Exception) -> bool:
     import torch
 
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
-
-
-def _free() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

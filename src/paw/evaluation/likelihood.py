@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from paw.data.encode import Encoded
 
 if TYPE_CHECKING:
     import torch
+
+
+@contextmanager
+def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside, only the hidden states that `pick` takes (rows × places × d to n × d) reach the output projection."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (pick(args[0])[None],))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,11 +45,8 @@ def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[to
     attention = (place >= width - lengths[:, None]).long()
     mask = place[-keep:] >= width - counts[:, None]
 
-    def pick(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-        return (args[0][:, -(keep + 1) : -1][mask][None],)  # a token is predicted one position before it
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
+    # a token is predicted one position before it
+    with projecting(model, lambda hidden: hidden[:, -(keep + 1) : -1][mask]):
         logits = (
             model(
                 input_ids=ids,
@@ -50,7 +58,5 @@ def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[to
             .logits[0]
             .float()
         )
-    finally:
-        hook.remove()
     found = logits.gather(-1, ids[:, -keep:][mask][:, None])[:, 0] - logits.logsumexp(-1)
     return torch.zeros(mask.shape, device=device).masked_scatter(mask, found), mask

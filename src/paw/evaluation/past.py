@@ -26,7 +26,7 @@ def borrowed(layers: Layers) -> Any:
             )
 
         def get_seq_length(self, layer_idx: int = 0) -> int:
-            return int(layers[0][0].shape[-2])
+            return length(layers)
 
     return Borrowed()
 
@@ -38,6 +38,11 @@ def growing(layers: Layers, rows: int = 1) -> Any:
     if not layers:
         return DynamicCache()
     return DynamicCache(ddp_cache_data=[(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in layers])
+
+
+def length(layers: Layers) -> int:
+    """Tokens in a past."""
+    return int(layers[0][0].shape[-2]) if layers else 0
 
 
 def taken(cache: Any) -> Layers:

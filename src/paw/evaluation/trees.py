@@ -143,8 +143,17 @@ def visible(packed: Packed, past: int, window: int | None = None) -> torch.Tenso
     position = packed.depth + past
     if window is not None:
         seen = seen & (position[:, :, None] - position[:, None, :] < window)
-    if not past:
-        return seen[:, None]
+    return behind_past(seen, position, past, window)
+
+
+def behind_past(seen: torch.Tensor, position: torch.Tensor, past: int, window: int | None) -> torch.Tensor:
+    """What is seen (rows × length × keys) with a past before it, as attention wants it: rows × 1 × length × past + keys.
+
+    Args:
+        position: of the tokens that look (rows × length), the past counted.
+    """
+    import torch
+
     old = torch.ones(*position.shape, past, dtype=torch.bool, device=seen.device)
     if window is not None:
         old = position[:, :, None] - torch.arange(past, device=seen.device) < window

@@ -136,7 +136,7 @@ class Store:
                 shutil.rmtree(work, ignore_errors=True)  # failures are never results
                 raise
             finally:
-                _free()
+                free_memory()
         return Artifact(final, key, manifest["content"], result, manifest["cost"], reused=False, stage=stage.name)
 
     def _found(self, final: Path, key: str) -> Artifact | None:
@@ -167,7 +167,7 @@ class Store:
             lock.release()
 
 
-def _free() -> None:
+def free_memory() -> None:
     """A stage's models are held by reference cycles; on a GPU nothing else would collect them before the next loads."""
     gc.collect()
     torch = sys.modules.get("torch")
