@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from paw.report.results import aligned
+from paw.text import markdown_table
 
 
 def main(folders: list[str]) -> None:
@@ -29,7 +29,7 @@ def main(folders: list[str]) -> None:
                 rows.append([f"{name}, gap", *cells, f"{sum(g['recovered'] for g in gaps) / len(gaps):+.2f}"])
             else:
                 rows.append([f"{name}, gap", *("eligible" if g["eligible"] else "not eligible" for g in gaps), "–"])
-        print(aligned(rows))
+        print(markdown_table(rows))
 
 
 if __name__ == "__main__":

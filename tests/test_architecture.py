@@ -10,7 +10,7 @@ from pathlib import Path
 import paw
 
 PACKAGE = Path(paw.__file__).parent
-LEAVES = {"errors", "paths"}
+LEAVES = {"errors", "paths", "text"}
 # Each part may import those left of it, and itself.
 ORDER = ["config", "store", "models", "data", "evaluation", "training", "transfer", "report", "tracking", "console", "tasks", "run"]
 

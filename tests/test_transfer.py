@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ from paw.transfer import calibrate, linalg
 from paw.transfer import stage as transferring
 from paw.transfer.activations import pair_texts
 from paw.transfer.maps import Eye, Product
-from paw.transfer.modules import by_layer, layer_of, matched_layers, pair_names
-from paw.transfer.pairing import Pair, Site
+from paw.transfer.modules import ROLES, Layers, by_index, by_layer, layer_of, pair_names, proportional
+from paw.transfer.pairing import Pair, Side, Site
 
 TINY = {name: embedded(name) for name in ("tiny_llama", "tiny_qwen2")}
 
@@ -38,11 +39,19 @@ def orthogonal(n: int, seed: int) -> torch.Tensor:
 
 def site(x_s: torch.Tensor, x_t: torch.Tensor) -> Site:
     n = len(x_s)
-    return Site(x_s.T @ x_t / n, x_s.T @ x_s / n, x_t.T @ x_t / n)
+    return Site(x_s.T @ x_t / n, x_s.T @ x_s / n, x_t.T @ x_t / n, x_s, x_t)
 
 
-def pair(x_s: torch.Tensor, x_t: torch.Tensor, w_s: torch.Tensor, w_t: torch.Tensor, basis: int = 320) -> Pair:
-    return Pair("s", "t", w_s, w_t, site(x_s, x_t), site(x_s @ w_s.T, x_t @ w_t.T), basis)
+MODULE = "model.layers.0.self_attn.q_proj"
+
+
+def side(w: torch.Tensor) -> Side:
+    return Side(MODULE, (w.shape[0], w.shape[1]), lambda: w, lambda k: linalg.singular_basis(w, k))
+
+
+def pair(x_s: torch.Tensor, x_t: torch.Tensor, w_s: torch.Tensor, w_t: torch.Tensor) -> Pair:
+    sites = {ROLES["q_proj"].reads: site(x_s, x_t), ROLES["q_proj"].writes: site(x_s @ w_s.T, x_t @ w_t.T)}
+    return Pair(side(w_s), side(w_t), sites)
 
 
 # ---- matrix functions -------------------------------------------------------------------------------
@@ -72,12 +81,14 @@ def test_ridge_is_least_squares() -> None:
 def test_singular_basis_is_the_svds(m: int, n: int, seed: int) -> None:
     w = torch.randn(m, n, generator=torch.Generator().manual_seed(seed))
     k = max(1, min(m, n) // 2)
-    u, v = linalg.singular_basis(w, k)
+    found = linalg.singular_basis(w, k)
+    u, v = found.u, found.v
     full = torch.linalg.svd(w.double(), full_matrices=False)
     assert linalg.overlap(u, full.U[:, :k]) == pytest.approx(1, abs=1e-4)
     assert linalg.overlap(v, full.Vh[:k].T) == pytest.approx(1, abs=1e-4)
     assert torch.allclose((u.T @ w @ v).diagonal(), full.S[:k].float(), rtol=1e-3, atol=1e-3)  # signs of both sides agree
-    again, _ = linalg.singular_basis(w.clone(), k)
+    assert torch.allclose(found.values, full.S[:k].float(), rtol=1e-3, atol=1e-3)
+    again = linalg.singular_basis(w.clone(), k).u
     assert torch.equal(u, again)
 
 
@@ -142,7 +153,7 @@ def test_projections_keep_what_lies_in_the_targets_subspaces() -> None:
     x_s, f = torch.randn(500, 12, generator=generator), factors(8, 12)
     own, turned = pair(x_s, x_s, w_s, w_s), pair(x_s, x_s @ q_in, w_s, q_out @ w_s @ q_in)
     for method, p, whole in (("lora_x", own, f.b @ f.a), ("frobenius", own, f.b @ f.a), ("anchored", turned, q_out @ f.b @ f.a @ q_in)):
-        u, v = p.basis_t
+        u, v = p.target.basis.u, p.target.basis.v
         found = moved(method, p, f, gain="none")
         assert torch.allclose(found.b @ found.a, u @ u.T @ whole @ v @ v.T, atol=1e-3), method
 
@@ -156,9 +167,10 @@ def test_anchored_does_not_depend_on_the_basis_of_a_subspace(seed: int) -> None:
     x_t = x_s @ torch.randn(12, 6, generator=generator)
     p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
     one, crossed = moved("anchored", p, f), moved("cross_lora", p, f)
-    for i, name in enumerate(("basis_s", "basis_t")):
-        u, v = getattr(p, name)
-        p.__dict__[name] = (u @ orthogonal(p.k, seed + 2 * i + 1), v @ orthogonal(p.k, seed + 2 * i + 2))
+    for i, one_side in enumerate((p.source, p.target)):
+        b = one_side.basis
+        turned = replace(b, u=b.u @ orthogonal(p.k, seed + 2 * i + 1), v=b.v @ orthogonal(p.k, seed + 2 * i + 2))
+        one_side.__dict__["basis"] = turned
     two, other = moved("anchored", p, f), moved("cross_lora", p, f)
     assert torch.allclose(one.b @ one.a, two.b @ two.a, atol=1e-3 * float((one.b @ one.a).abs().max() + 1))
     assert not torch.allclose(crossed.b @ crossed.a, other.b @ other.a, atol=1e-2)
@@ -182,7 +194,7 @@ def test_signs_are_a_choice_and_negation_is_one() -> None:
 def test_methods_that_map_nothing_take_equal_shapes_only(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     p = pair(torch.randn(99, 6), torch.randn(99, 7), torch.randn(5, 6, generator=generator), torch.randn(5, 7, generator=generator))
-    with pytest.raises(TransferError, match=rf"transfer={method}: s is \(5, 6\) and t \(5, 7\)"):
+    with pytest.raises(TransferError, match=rf"transfer={method}: .* is \(5, 6\) and .* \(5, 7\)"):
         moved(method, p, factors(5, 6))
 
 
@@ -231,15 +243,15 @@ def test_gains() -> None:
 
 
 def test_layers_and_modules_are_paired_by_depth_and_role() -> None:
-    assert matched_layers("proportional", 4, 5) == {0: 0, 1: 1, 2: 2, 3: 2, 4: 3}
-    assert matched_layers("index", 4, 5) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert proportional(4, 5) == [(0, 0), (1, 1), (2, 2), (2, 3), (3, 4)]
+    assert by_index(4, 5) == [(0, 0), (1, 1), (2, 2), (3, 3)]
     assert layer_of("model.layers.11.self_attn.q_proj") == (11, "q_proj")
     target = by_layer(linear_shapes(TINY["tiny_qwen2"]))
     assert (len(target), len(target[0])) == (5, 7)
-    pairs = pair_names(["model.layers.3.mlp.up_proj"], target, {0: 0, 4: 3})
+    pairs = pair_names(["model.layers.3.mlp.up_proj"], target, [(0, 0), (3, 4)])
     assert pairs == [("model.layers.3.mlp.up_proj", "model.layers.4.mlp.up_proj")]
     with pytest.raises(TransferError, match="nothing would be transferred"):
-        pair_names(["model.layers.3.mlp.up_proj"], target, {0: 0})
+        pair_names(["model.layers.3.mlp.up_proj"], target, [(0, 0)])
     with pytest.raises(TransferError, match=r"lm_head: is none of the modules"):
         layer_of("lm_head")
 
@@ -272,19 +284,29 @@ def random_adapter(model: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def run(tmp_path: Path, source: str, target: str, config: TransferConfig, streaming: bool = False) -> tuple[Path, dict[str, object]]:
+def run(
+    tmp_path: Path,
+    source: str,
+    target: str,
+    config: TransferConfig,
+    streaming: bool = False,
+    layers: Layers | None = None,
+    name: str = "out",
+    shuffle: int | None = None,
+) -> tuple[Path, dict[str, Any]]:
     runtime, text = Runtime("float32"), {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
     models = {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
-    seen = calibrate.CalibrateStage(runtime, config.layers, config.positions)
+    layers = layers or proportional(*(len(by_layer(linear_shapes(TINY[name]))) for name in (source, target)))
+    seen = calibrate.CalibrateStage(runtime, list(layers), config.positions, shuffle)
     known = text
     if not streaming:
         moments = tmp_path / "moments"
         moments.mkdir(exist_ok=True)
         calibrate.calibrate(seen, models | text, moments, Silent())
         known = {"moments": Input(moments, "moments")}
-    out = tmp_path / f"out{streaming}"
+    out = tmp_path / f"{name}{streaming}"
     out.mkdir()
-    stage = transferring.TransferStage(config, None, seen if streaming else None, runtime)
+    stage = transferring.TransferStage(config, None, list(layers), seen if streaming else None, runtime)
     return out, transferring.transfer(stage, models | known | {"adapter": Input(tmp_path / "adapter", "adapter")}, out, Silent())
 
 
@@ -331,7 +353,7 @@ def test_report_and_gate(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
     config = replace(compose_config([]).transfer, similarity="excess", similarity_threshold=0.1, **QUICK)  # type: ignore[arg-type]
     out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config)
-    rows = json.loads((out / "report.json").read_text())
+    rows = json.loads((out / "report.json").read_text())["modules"]
     assert len(rows) == 35
     passed = {r["target"] for r in rows if r["excess"] >= 0.1}
     assert 0 < len(passed) < 35

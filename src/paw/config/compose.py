@@ -115,8 +115,9 @@ def transfer_named(name: str, like: TransferConfig, seed: int = 0) -> TransferCo
     shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig) if f.name != "evidence"} | {"controls": []}
     chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
     values = shared | {k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")}
-    if own is PlaceboConfig:  # it is matched to the method it stands beside
+    if own is PlaceboConfig:  # it is matched to the method it stands beside, and looks at the same
         values["reference"] = like.reference if isinstance(like, PlaceboConfig) else like.method
+        values["evidence"] = like.evidence
     if "seed" in {f.name for f in fields(own)}:
         values["seed"] = seed
     return own(**values)

@@ -171,34 +171,58 @@ class EvaluateConfig:
         return self.mode != "likelihood" and kind != "text"
 
 
+EVIDENCE = ("weights", "embeddings", "text", "models")
+
+
 @dataclass
 class TransferConfig:
     """What every method shares; a method's own parameters stand in a subclass."""
 
     method: str = MISSING
-    evidence: str = "text"  # what the method looks at: text needs a pass of both models, weights does not
+    # What the method looks at: both models' weights; also their embeddings of shared tokens; moments of both's activations
+    # on a text; or the running models themselves.
+    evidence: str = "text"
     layers: str = "proportional"
+    spread: bool = False  # the layers that a matching leaves out join its nearest: added up, or divided
     gain: str = "activation"  # none, weight, activation, or a number
-    basis: int = 320  # singular vectors kept a side, at most half of the smallest dimension
+    basis: Optional[int] = None  # singular vectors kept a side; else 320, and at most half of the smallest dimension
     similarity: str = "raw"
     similarity_threshold: float = 1e-4
+    keep_top: float = 1.0  # the share of the target's layers, the most similar ones, that are transferred
     positions: int = 16384  # calibration positions
     calibration: Optional[str] = transient(None)  # a text file, a document a line; else the data set's own text
     batch_size: int = transient(32)  # calibration texts at a time
     memory_gb: float = transient(8.0)  # for moments: kept if they fit, else streamed in groups of layers that do
-    controls: list[str] = field(default_factory=list, metadata={"transient": True})  # other methods, shown beside
+    workers: int = transient(1)  # modules read and decomposed ahead, each in a thread
+    # Other methods shown beside, a list; or `standard`, the placebos that this method can have.
+    controls: Any = field(default_factory=list, metadata={"transient": True})
+    draws: int = transient(5)  # of each placebo that is drawn by chance
 
     def __post_init__(self) -> None:
-        one_of("transfer.evidence", self.evidence, ("text", "weights"))
-        one_of("transfer.layers", self.layers, ("proportional", "index"))
+        one_of("transfer.evidence", self.evidence, EVIDENCE)
+        one_of("transfer.layers", self.layers, ("proportional", "index", "cka", "similarity"))
         one_of("transfer.similarity", self.similarity, ("raw", "excess"))
         if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.gain):
             one_of("transfer.gain", self.gain, ("none", "weight", "activation", "a number"))
-        within("transfer.basis", self.basis, 1, 10**6)
+        if self.basis is not None:
+            within("transfer.basis", self.basis, 1, 10**6)
         within("transfer.positions", self.positions, 16, 10**9)
         within("transfer.batch_size", self.batch_size, 1, 10**6)
         within("transfer.memory_gb", self.memory_gb, 0, 10**6, open_low=True)
         within("transfer.similarity_threshold", self.similarity_threshold, -1, 1)
+        within("transfer.keep_top", self.keep_top, 0, 1, open_low=True)
+        within("transfer.workers", self.workers, 1, 64)
+        within("transfer.draws", self.draws, 1, 1000)
+        if isinstance(self.controls, str):
+            one_of("transfer.controls", self.controls, ("standard", "a list as [a,b]"))
+            self.controls = self.placebos()
+        if not isinstance(self.controls, list) or not all(isinstance(c, str) for c in self.controls):
+            raise ConfigError("transfer.controls: give a list of methods as [a,b], or standard.")
+
+    def placebos(self) -> list[str]:
+        """`standard`: what must not do what this method does."""
+        pairs_text = self.evidence in ("text", "models")
+        return ["random", *["shuffled"] * pairs_text, "negated", *["sign_random"] * (self.method == "cross_lora")]
 
 
 @dataclass
@@ -211,10 +235,23 @@ class RidgeConfig(TransferConfig):
 
 
 @dataclass
-class PlaceboConfig(TransferConfig):
-    """What spoils the result of a real method."""
+class ShiftConfig(TransferConfig):
+    """Residual-shift matching. Its gain is what the regression finds: `transfer.gain` is not used."""
 
-    reference: str = transient("procrustes")  # the real method whose norm and spectrum are matched; in the key whole
+    map_penalty: float = 0.1  # λ of the map between residual streams, in units of the mean diagonal of the Gram matrix
+    penalty: float = 0.1  # λ of the regression on what enters a module
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("transfer.map_penalty", self.map_penalty, 0, 1e6)
+        within("transfer.penalty", self.penalty, 0, 1e6)
+
+
+@dataclass
+class PlaceboConfig(TransferConfig):
+    """What spoils the result, or the evidence, of a real method."""
+
+    reference: str = transient("procrustes")  # the real method that is spoilt; in the key whole
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -288,7 +325,7 @@ class PawConfig:
     models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
     adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
     runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
-    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, transfer, all
+    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, match, calibrate, transfer, all
     seed: int = 0
     name: Optional[str] = None  # of the run folder
 
@@ -296,16 +333,19 @@ class PawConfig:
         tasks = sorted(p.stem for p in (conf_dir() / "task").glob("*.yaml"))
         one_of("task", self.task, tuple(tasks))
         for stage in self.force:
-            one_of("force", stage, ("evaluate", "train", "calibrate", "transfer", "all"))
+            one_of("force", stage, ("evaluate", "train", "match", "calibrate", "transfer", "all"))
 
 
 # The methods that have parameters of their own.
 TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {
     "ridge": RidgeConfig,
+    "shift": ShiftConfig,
     "random": PlaceboConfig,
+    "shuffled": PlaceboConfig,
     "negated": PlaceboConfig,
     "sign_random": SignRandomConfig,
 }
+DRAWN = ("random", "shuffled", "sign_random")  # placebos that differ from draw to draw
 
 
 def register() -> None:

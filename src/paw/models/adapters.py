@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.errors import AdapterError
+from paw.models.layout import Part
 from paw.store import write_text
 
 if TYPE_CHECKING:
@@ -76,6 +77,44 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         out[module] = Factors(pair["A"], pair["B"] * scale)
+    return out
+
+
+def unfused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str, Factors]:
+    """Factors of fused modules as those of their parts: the same A, and the rows of B."""
+    out: dict[str, Factors] = {}
+    for name, factors in modules.items():
+        rows = {part: p.rows for part, p in parts.items() if p.module == name and p.rows is not None}
+        out |= {part: Factors(factors.a, factors.b[r]) for part, r in rows.items()} if rows else {name: factors}
+    return out
+
+
+def fused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str, Factors]:
+    """The way back: parts that read by the same A keep its rank, others stand beside each other, exactly."""
+    import torch
+
+    out: dict[str, Factors] = {}
+    groups: dict[str, list[str]] = {}
+    for name in modules:
+        groups.setdefault(parts[name].module, []).append(name)
+    for module, names in groups.items():
+        if parts[names[0]].rows is None:
+            out[module] = modules[names[0]]
+            continue
+        height = max(p.rows.stop for p in parts.values() if p.module == module and p.rows is not None)
+        columns: list[torch.Tensor] = []
+        rows: list[torch.Tensor] = []
+        for name in names:
+            f = modules[name]
+            b = f.b.new_zeros(height, f.rank)
+            b[parts[name].rows] = f.b
+            same = next((i for i, a in enumerate(rows) if torch.equal(a, f.a)), None)
+            if same is None:
+                rows.append(f.a)
+                columns.append(b)
+            else:
+                columns[same] += b
+        out[module] = Factors(torch.cat(rows), torch.cat(columns, dim=1))
     return out
 
 

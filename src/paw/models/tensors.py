@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paw.errors import ModelError
+from paw.models.layout import Part, parts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Shapes = dict[str, tuple[int, int]]
 
-def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Module name to (out, in) of every two-dimensional weight, from the shards' headers."""
+
+def module_parts(folder: Path) -> dict[str, Part]:
+    """Where every two-dimensional weight of a folder lies, by the name of its module; fused ones as their parts."""
+    return parts(_headers(folder)[0], folder)
+
+
+def linear_shapes(folder: Path) -> Shapes:
+    """Module name to (out, in) of every two-dimensional weight, from the shards' headers; fused ones as their parts."""
+    shapes, _ = _headers(folder)
+    out = {}
+    for name, part in parts(shapes, folder).items():
+        rows, columns = shapes[part.module]
+        out[name] = (part.rows.stop - part.rows.start if part.rows else rows, columns)
+    return out
+
+
+def _headers(folder: Path) -> tuple[Shapes, dict[str, Path]]:
+    """Shape and file of every two-dimensional weight, by module name."""
     from safetensors import SafetensorError, safe_open
 
-    shapes = {}
+    shapes, files = {}, {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="np") as shard:
@@ -23,24 +41,33 @@ def linear_shapes(folder: Path) -> dict[str, tuple[int, int]]:
                     shape = shard.get_slice(key).get_shape()
                     if len(shape) == 2 and key.endswith(".weight"):
                         shapes[key.removesuffix(".weight")] = (shape[0], shape[1])
+                        files[key.removesuffix(".weight")] = file
         except SafetensorError as e:
             raise ModelError(f"{file}: is damaged ({e}). Fetch it again.") from None
-    return shapes
+    return shapes, files
 
 
 class Weights:
     """A model's weights by module name, float32 (out×in) on a device; each is read when asked for."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        from safetensors import safe_open
-
-        self._files: dict[str, Any] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            shard: Any = safe_open(file, framework="pt", device=device)
-            self._files |= dict.fromkeys(shard.keys(), shard)
+        shapes, self._files = _headers(folder)
+        self._parts, self._device = parts(shapes, folder), device
 
     def __getitem__(self, module: str) -> Tensor:
-        weight: Tensor = self._files[f"{module}.weight"].get_tensor(f"{module}.weight")
+        """Opened and closed each time: a mapped file counts as resident memory for as long as it is open.
+
+        Raises:
+            ModelError: for values that are quantised or not finite.
+        """
+        from safetensors import safe_open
+
+        part = self._parts[module]
+        with safe_open(self._files[part.module], framework="pt", device=self._device) as shard:
+            weight: Tensor = shard.get_tensor(f"{part.module}.weight")
         if weight.dtype.itemsize < 2 or not weight.is_floating_point():
             raise ModelError(f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. Give the original model.")
-        return weight.float()
+        weight = (weight if part.rows is None else weight[part.rows]).float()
+        if not weight.isfinite().all():
+            raise ModelError(f"{self._files[part.module]}: {module} has values that are not finite. Fetch the model again.")
+        return weight

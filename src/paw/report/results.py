@@ -15,6 +15,7 @@ from paw.evaluation.stage import Record, read_records
 from paw.evaluation.statistics import Gap, gap_recovered
 from paw.report.compare import adjust, compare, difference, likelihoods, scores, verdict
 from paw.store import Artifact, write_text
+from paw.text import markdown_table
 
 
 @dataclass
@@ -26,6 +27,7 @@ class System:
     evaluation: Artifact
     made: list[Artifact] = field(default_factory=list)  # the stages before the evaluation: training, transfer
     coverage: float | None = None
+    draw_of: str = ""  # what it is one draw of, where chance decides; else its own name
     gap: Gap | None = None
     gap_by_likelihood: Gap | None = None  # of the gold answers: more power where questions are few
     versus: list[dict[str, Any]] = field(default_factory=list)
@@ -64,14 +66,22 @@ def judge(transferred: list[System], base: System, own: System, seed: int = 0) -
         system.gap_by_likelihood = gap_recovered(base_gold, own_gold, likelihoods(system.records), "log-likelihood", seed)
         system.versus = [compare(system, base, seed)] + [compare(system, o, seed) for o in transferred[1:] if system is transferred[0]]
     adjust([v for system in transferred for v in system.versus])
-    said = [_sentence(system) for system in transferred]
+    said = [_sentence(several) for several in _draws(transferred)]
     if transferred and transferred[0].gap and not transferred[0].gap.eligible:
         said.insert(0, f"Not eligible: by {of} there is no gap to recover ({transferred[0].gap.reason}).")
-        said += [f"By the gold answers' log-likelihood per token, {s.name} {_recovered(s.gap_by_likelihood)}." for s in transferred]
-    for versus in transferred[0].versus[1:] if transferred else []:
-        verb = {1: "is above", -1: "is below", 0: "cannot be told from"}[verdict(versus)]
-        said.append(f"{transferred[0].name} {verb} {versus['versus']}: {difference(versus)}.")
+        said += [f"By the gold answers' log-likelihood per token, {_recovered(several)}." for several in _draws(transferred)]
+    for several in _draws(transferred[1:]):
+        names = {s.name for s in several}
+        said.append(_beats(transferred[0].name, [v for v in transferred[0].versus if v["versus"] in names], several))
     return said
+
+
+def _draws(systems: list[System]) -> list[list[System]]:
+    """Systems by what they are draws of."""
+    groups: dict[str, list[System]] = {}
+    for system in systems:
+        groups.setdefault(system.draw_of or system.name, []).append(system)
+    return list(groups.values())
 
 
 def beside(base: System, adapted: list[System], seed: int = 0) -> list[str]:
@@ -79,19 +89,45 @@ def beside(base: System, adapted: list[System], seed: int = 0) -> list[str]:
     for system in adapted:
         system.versus = [compare(system, base, seed)]
     adjust([v for system in adapted for v in system.versus])
-    return [_sentence(system) for system in adapted]
+    return [_sentence([system]) for system in adapted]
 
 
-def _sentence(system: System) -> str:
-    versus = system.versus[0]
-    said = {1: "a gain over", -1: "harm to", 0: "no effect shown on"}[verdict(versus)]
-    return f"{system.name}: {said} {versus['versus']}, {difference(versus)}."
+def _sentence(several: list[System]) -> str:
+    """What a system does to its base; of several draws, how many do it."""
+    versus = [s.versus[0] for s in several]
+    if len(several) == 1:
+        said = {1: "a gain over", -1: "harm to", 0: "no effect shown on"}[verdict(versus[0])]
+        return f"{several[0].name}: {said} {versus[0]['versus']}, {difference(versus[0])}."
+    gains, harms = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
+    found = f"{gains} a gain, {harms} harm, {len(versus) - gains - harms} no effect shown"
+    return f"{several[0].draw_of}, {len(several)} draws: {_range(versus)} against {versus[0]['versus']}; {found}."
 
 
-def _recovered(gap: Gap | None) -> str:
-    if gap is None or not gap.eligible:
-        return "has no gap to recover"
-    return f"recovers {gap.recovered:+.2f} of the gap [{gap.low:+.2f}, {gap.high:+.2f}]"
+def _beats(name: str, versus: list[dict[str, Any]], several: list[System]) -> str:
+    if len(versus) == 1:
+        verb = {1: "is above", -1: "is below", 0: "cannot be told from"}[verdict(versus[0])]
+        return f"{name} {verb} {versus[0]['versus']}: {difference(versus[0])}."
+    above, below = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
+    lowest = min(v["low"] for v in versus)
+    return (
+        f"{name} is above {above} and below {below} of {len(versus)} draws of {several[0].draw_of}: {_range(versus)}, "
+        f"the lowest interval begins at {lowest:+.3f}."
+    )
+
+
+def _range(versus: list[dict[str, Any]]) -> str:
+    low, high = (f(v["difference"] for v in versus) for f in (min, max))
+    return f"{versus[0]['of']} {low:+.3f} to {high:+.3f}"
+
+
+def _recovered(several: list[System]) -> str:
+    gaps = [s.gap_by_likelihood for s in several]
+    if not all(g and g.eligible for g in gaps):
+        return f"{several[0].draw_of} has no gap to recover"
+    if len(several) == 1 and gaps[0]:
+        return f"{several[0].name} recovers {gaps[0].recovered:+.2f} of the gap [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
+    shares = [g.recovered for g in gaps if g and g.recovered is not None]
+    return f"{several[0].draw_of}, {len(several)} draws, recover {min(shares):+.2f} to {max(shares):+.2f} of the gap"
 
 
 # ---- written ----------------------------------------------------------------------------------------
@@ -111,7 +147,25 @@ def table(systems: list[System]) -> str:
         "gap recovered",
         "stages",
     ]
-    return aligned([head, *(_cells(s) for s in systems)])
+    return markdown_table([head, *(_cells(several[0]) if len(several) == 1 else _folded(several) for several in _draws(systems))])
+
+
+def _folded(several: list[System]) -> list[str]:
+    """Draws of one thing in one row: means, and the range of what chance moves."""
+    rows = [s.row() for s in several]
+    gaps = [s.gap.recovered for s in several if s.gap and s.gap.eligible and s.gap.recovered is not None]
+
+    def spread(values: list[float], form: str) -> str:
+        return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+    cells = _cells(several[0])
+    cells[0] = f"{several[0].draw_of}, {len(several)} draws"
+    if rows[0]["accuracy"] is not None:
+        cells[1] = spread([r["accuracy"] for r in rows], ".3f")
+    cells[2], cells[3] = (f"{sum(r[key] for r in rows) / len(rows):{form}}" for key, form in (("loss", ".3f"), ("perplexity", ".3g")))
+    cells[4] = f"{sum(r['seconds'] for r in rows):.1f}"
+    cells[8] = spread(gaps, "+.2f") if gaps else cells[8]
+    return cells
 
 
 def _cells(system: System) -> list[str]:
@@ -124,12 +178,6 @@ def _cells(system: System) -> list[str]:
         "–" if r["gpu_mib"] is None else f"{r['gpu_mib']:.0f}", "–" if r["coverage"] is None else f"{r['coverage']:.0%}",
         recovered, states.pop() if len(states) == 1 else "partly reused",
     ]  # fmt: skip
-
-
-def aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any], records: list[str]) -> None:
@@ -148,7 +196,8 @@ def write(folder: Path, systems: list[System], said: list[str], about: dict[str,
     facts = "\n".join(f"- {k}: {v}" for k, v in about.items() if k != "command")
     lines = "\n".join(f"- {s}" for s in said)
     notes = (
-        "± is one standard error, brackets are 95 % intervals. Loss is nats per token of the gold answers; perplexity is its exponential. "
+        "± is one standard error, brackets are 95 % intervals; of several draws of a placebo, the mean and (lowest to highest). "
+        "Loss is nats per token of the gold answers; perplexity is its exponential. "
         "Gap recovered is (transferred − base)/(own − base) with a paired bootstrap interval. "
         "p is exact McNemar's (of likelihoods, the paired t-test's) and, adjusted for all comparisons made here, Holm's. "
         "Seconds are those of the stages when they ran."

@@ -12,9 +12,9 @@ from paw.console import Console
 from paw.errors import ConfigError
 from paw.report.compare import adjust, compare, difference, verdict
 from paw.report.records import Recorded, paired, read_run
-from paw.report.results import aligned
 from paw.store import write_text
 from paw.tasks.run_folder import new_folder
+from paw.text import markdown_table
 
 log = logging.getLogger("paw")
 
@@ -38,7 +38,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         raise ConfigError("runs: there is one system only, and nothing to compare it with.")
     for of in {one["of"] for one in found}:
         adjust([one for one in found if one["of"] == of])
-    table = aligned([["system", "versus", "questions", "difference", "says"], *(_row(one) for one in found)])
+    table = markdown_table([["system", "versus", "questions", "difference", "says"], *(_row(one) for one in found)])
     where = "\n".join(f"- [{i}] {path}" for i, path in enumerate(config.runs, 1))
     notes = ("Brackets are paired bootstrap intervals of 95 %. p is exact McNemar's of accuracies and the paired t-test's of "
              "log-likelihoods (of the gold answer, a token); Holm's adjustment is over all comparisons of one kind here.")  # fmt: skip

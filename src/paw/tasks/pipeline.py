@@ -6,7 +6,7 @@ from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.report.results import System, judge
 from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages
+from paw.tasks.stages import Stages, numbered
 
 
 def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
@@ -15,6 +15,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     source, target = stages.base(config.source), stages.base(config.target)
     stages.find(train=True, evaluate=True, transfer=True)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
+    if given is not None:
+        stages.check_transfer(given, source, target)
 
     with Run(config, overrides, run_dir, stages, f"{source.name}-{target.name}") as run:
         console.banner(f"[1/6] evaluate the source base, {source.name}")
@@ -26,21 +28,22 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         run.add(stages.evaluate("source + own adapter", source, adapter))
 
         console.banner(f"[3/6] transfer it to {target.name}")
-        moved = {m: stages.transfer(adapter, source, target, m) for m in stages.methods()}
+        moved = [(c, stages.transfer(adapter, source, target, c)) for c in stages.methods()]
+        feasible = stages.feasibility(moved[0][1])
 
         console.banner(f"[4/6] evaluate the target base, {target.name}")
         base = run.add(stages.evaluate("target base", target))
 
         console.banner("[5/6] evaluate the transferred adapter")
         transferred = []
-        for method, adapter in moved.items():
-            run.keep(f"target_{method}", adapter)
-            transferred.append(run.add(stages.evaluate(f"target + {method}", target, adapter)))
+        for name, (c, adapter) in zip(numbered([c.method for c, _ in moved]), moved, strict=True):
+            run.keep(f"target_{name.replace(' ', '_')}", adapter)
+            transferred.append(run.add(stages.evaluate(f"target + {name}", target, adapter, draw_of=f"target + {c.method}")))
 
         console.banner("[6/6] train the target's own adapter and evaluate it")
         adapter = stages.train(target)
         run.keep("target_own", adapter)
         own = run.add(stages.evaluate("target + own adapter", target, adapter))
 
-        run.said = judge(transferred, base, own, config.seed)
+        run.said = [feasible, *judge(transferred, base, own, config.seed)]
     return run.systems

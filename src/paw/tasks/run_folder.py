@@ -14,12 +14,14 @@ import yaml
 
 import paw
 from paw.config.schema import PawConfig
+from paw.errors import PawError
 from paw.models.adapters import BIRTH, CONFIG, WEIGHTS
 from paw.report import records, results
 from paw.report.results import System
 from paw.store import write_text
 from paw.tasks.stages import Adapter, Stages
 from paw.tracking import open_tracker
+from paw.transfer.report import REPORT
 
 log = logging.getLogger("paw")
 
@@ -30,6 +32,7 @@ class Run:
     def __init__(self, config: PawConfig, overrides: list[str], run_dir: str | None, stages: Stages, label: str) -> None:
         self.config, self.console = config, stages.console
         self.folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or label)
+        self._own = run_dir is None
         self.systems: list[System] = []
         self.said: list[str] = []
         self._adapters: dict[str, Path] = {}
@@ -70,6 +73,8 @@ class Run:
             self._close()
         if self.console.tracker is not None:
             self.console.tracker.finish()
+        if isinstance(error, PawError) and self._own and not self.systems and not self._adapters:
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing was made: the one line that says why is all there is
 
     def add(self, system: System) -> System:
         self.systems.append(system)
@@ -109,6 +114,6 @@ def new_folder(root: Path, label: str) -> Path:
 def _publish(adapter: Path, folder: Path) -> None:
     """Copies: what a user does to them must not change the artifact."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, WEIGHTS, BIRTH):
+    for name in (CONFIG, WEIGHTS, BIRTH, *REPORT):
         if (adapter / name).is_file():
             shutil.copyfile(adapter / name, folder / name)

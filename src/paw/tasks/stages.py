@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from paw.config.compose import transfer_named
-from paw.config.schema import ModelConfig, PawConfig, PlaceboConfig, TransferConfig
+from paw.config.schema import DRAWN, ModelConfig, PawConfig, PlaceboConfig, TransferConfig
 from paw.console import Console
 from paw.data.load import split_file
 from paw.errors import AdapterError, ConfigError, DataError
@@ -22,8 +24,9 @@ from paw.report.results import System
 from paw.store import Artifact, Input, Stage, Store
 from paw.training import stage as training
 from paw.transfer import calibrate as calibrating
+from paw.transfer import layers as matching
 from paw.transfer import stage as transferring
-from paw.transfer.modules import all_pairs, by_layer, moments_bytes
+from paw.transfer.modules import HELD, aligned, all_pairs, by_index, by_layer, moments_bytes, proportional, spread
 
 log = logging.getLogger("paw")
 
@@ -83,8 +86,8 @@ class Stages:
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
                 "'dataset.train_split=train[:80%]' 'dataset.eval_split=train[80%:]'."
             )
-        for c in map(self._method, self.methods() if transfer else []):
-            if _needs_text(c):
+        for c in self.methods() if transfer else []:
+            if _needs_text(c, self._reference(c)):
                 self._calibration(c)
 
     def given_adapter(self, path: str, base: Base) -> Adapter:
@@ -106,8 +109,8 @@ class Stages:
 
     # ---- stages ----------------------------------------------------------------------------------------
 
-    def evaluate(self, name: str, base: Base, adapter: Adapter | None = None) -> System:
-        """One base on the evaluation split, with an adapter or without."""
+    def evaluate(self, name: str, base: Base, adapter: Adapter | None = None, draw_of: str | None = None) -> System:
+        """One base on the evaluation split, with an adapter or without; `draw_of` names what several draws have in common."""
         how = self.config.evaluate
         if how.sample_ratio == 1 and how.limit is None and not how.num_fewshot:
             how = replace(how, seed=0)  # nothing is drawn
@@ -126,7 +129,7 @@ class Stages:
         unparsed = f", {r['unparsed']} answers say nothing that can be parsed" if r.get("unparsed") else ""
         self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}{unparsed}")
         coverage = next((a.result["coverage"] for a in adapter.made if "coverage" in a.result), None) if adapter else None
-        return System(name, base.name, done, list(adapter.made) if adapter else [], coverage)
+        return System(name, base.name, done, list(adapter.made) if adapter else [], coverage, draw_of or name)
 
     def train(self, base: Base) -> Adapter:
         """A base's own adapter on the training split."""
@@ -140,55 +143,114 @@ class Stages:
         self._tell(done, f"{done.result['steps']} steps, loss {done.result['train_loss']:.3f} at the end")
         return Adapter(done.as_input(), (done,))
 
-    def methods(self) -> list[str]:
-        """The configured method first, then what stands beside it."""
-        return list(dict.fromkeys([self.config.transfer.method, *self.config.transfer.controls]))
+    def methods(self) -> list[TransferConfig]:
+        """The configured method first, then what stands beside it; of a placebo that is drawn by chance, every draw."""
+        chosen = self.config.transfer
+        out = [chosen]
+        for name in dict.fromkeys(n for n in chosen.controls if n != chosen.method):
+            drawn = name in DRAWN
+            out += [transfer_named(name, chosen, self.config.seed + 1000 * i) for i in range(chosen.draws if drawn else 1)]
+        for c in out:
+            real = self._reference(c)
+            if c.method == "shuffled" and real and real.evidence not in ("text", "models"):
+                raise ConfigError(f"transfer=shuffled: {real.method} looks at no text, so there is no pairing to shuffle. Use random.")
+        return out
 
-    def transfer(self, adapter: Adapter, source: Base, target: Base, method: str) -> Adapter:
-        """The source's adapter on the target, by the configured method or by another that stands beside it."""
-        check_base(adapter.path, source.input.fingerprint)
-        c = self._method(method)
-        reference = self._method(c.reference) if isinstance(c, PlaceboConfig) else None
+    def _reference(self, c: TransferConfig) -> TransferConfig | None:
+        return transfer_named(c.reference, self.config.transfer) if isinstance(c, PlaceboConfig) else None
+
+    def check_transfer(self, adapter: Adapter, source: Base, target: Base) -> None:
+        """What an adapter from elsewhere may have wrong is said before anything is computed."""
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
-        text = None
-        if _needs_text(c):
-            known, text = self._moments(c, source, target)
-            inputs |= known
+        depths = [len(by_layer(linear_shapes(base.input.path))) for base in (source, target)]
+        transferring.plan(inputs, spread(proportional(*depths), *depths))
+
+    def _match(self, c: TransferConfig, source: Base, target: Base) -> Artifact | None:
+        """The similarity of all layers to all: by weights if asked for, else wherever a text is run."""
+        by_weights = c.layers == "similarity"
+        if not by_weights and not _needs_text(c, self._reference(c)) and c.layers != "cka":
+            return None
+        text = None if by_weights else replace(self._calibrate(c, source, target, []), positions=HELD)
+        config = matching.MatchStage(text, c.basis or 320, self.runtime.device, self._bases)
+        inputs = {"source": source.input, "target": target.input, **({} if by_weights else self._calibration(c))}
+        return self._run(matching.STAGE, config, inputs, f"compare the layers of {source.name} and {target.name}")
+
+    def transfer(self, adapter: Adapter, source: Base, target: Base, c: TransferConfig) -> Adapter:
+        """The source's adapter on the target, by one method."""
+        check_base(adapter.path, source.input.fingerprint)
+        reference = self._reference(c)
+        inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
+        layers, text, matched = self._layers(c, source, target), None, self._match(c, source, target)
+        if matched is not None and reference is None:
+            inputs["match"] = matched.as_input()
+        if _needs_text(c, reference):
+            seed = c.seed if isinstance(c, PlaceboConfig) and c.method == "shuffled" else None
+            text = replace(self._calibrate(c, source, target, layers), shuffle=seed)
+            if (reference or c).evidence == "models" or not self._moments_fit(c, source, target, layers):
+                inputs |= self._calibration(c)
+            else:
+                inputs["moments"] = self._moments(c, source, target, text)
+                text = None
+        trust = (source.config.trust_remote_code, target.config.trust_remote_code)
         name = target.config.hub or str(target.input.path)
-        config = transferring.TransferStage(c, reference, text, self.runtime, name)
+        config = transferring.TransferStage(c, reference, layers, text, self.runtime, name, self._bases, trust)
         done = self._run(transferring.STAGE, config, inputs, f"transfer by {c.method}")
         r = done.result
-        similarity = "" if reference else f"; similarity {r['similarity']:.3f} (chance {r['chance']:.3f})"
-        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}")
+        similarity = "" if reference or r["similarity"] is None else f"; similarity {r['similarity']:.3f} (chance {r['chance']:.3f})"
+        fit = "" if r["r2_in"] is None else f"; maps explain {r['r2_in']:.2f} in, {r['r2_out']:.2f} out"
+        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}{fit}")
         return Adapter(done.as_input(), (*adapter.made, done))
 
-    def _method(self, name: str) -> TransferConfig:
-        return transfer_named(name, self.config.transfer, self.config.seed)
+    @staticmethod
+    def feasibility(moved: Adapter) -> str:
+        """What a transfer says of its own chances."""
+        r = moved.made[-1].result
+        return f"Feasibility: {r['feasibility']}. {r['why']}"
 
-    def _moments(self, c: TransferConfig, source: Base, target: Base) -> tuple[dict[str, Input], calibrating.CalibrateStage | None]:
-        """What both models do on the calibration text: an artifact if it fits into memory, else the text to stream."""
-        text = self._calibration(c)
-        shapes = [linear_shapes(base.input.path) for base in (source, target)]
-        pairs = all_pairs(by_layer(shapes[0]), by_layer(shapes[1]), c.layers)
-        rows = "data" in text
-        trust = (source.config.trust_remote_code, target.config.trust_remote_code)
-        config = calibrating.CalibrateStage(
+    @property
+    def _bases(self) -> str:
+        return str(self.store.root / "bases")
+
+    def _layers(self, c: TransferConfig, source: Base, target: Base) -> list[tuple[int, int]]:
+        """Matched layers (source, target)."""
+        depths = [len(by_layer(linear_shapes(base.input.path))) for base in (source, target)]
+        if c.layers in ("proportional", "index"):
+            layers = (proportional if c.layers == "proportional" else by_index)(*depths)
+        else:
+            found = self._match(c, source, target)
+            assert found is not None
+            layers = aligned(found.result["similarity"])
+        return list(spread(layers, *depths) if c.spread else layers)
+
+    def _calibrate(self, c: TransferConfig, source: Base, target: Base, layers: list[tuple[int, int]]) -> calibrating.CalibrateStage:
+        """The text that both models see: a file, or the questions of the train split."""
+        rows = "data" in self._calibration(c)
+        return calibrating.CalibrateStage(
             self.runtime,
-            c.layers,
+            layers,
             c.positions,
+            None,
             self.config.dataset if rows else None,
             self.config.dataset.train_split if rows else None,
             c.batch_size,
-            trust,
+            (source.config.trust_remote_code, target.config.trust_remote_code),
         )
-        if moments_bytes(pairs, shapes[0], shapes[1]) > c.memory_gb * 2**30:
-            return text, config
-        inputs = {"source": source.input, "target": target.input, **text}
-        done = self._run(calibrating.STAGE, config, inputs, f"calibrate {source.name} and {target.name}")
+
+    def _moments_fit(self, c: TransferConfig, source: Base, target: Base, layers: list[tuple[int, int]]) -> bool:
+        shapes = [linear_shapes(base.input.path) for base in (source, target)]
+        pairs = all_pairs(by_layer(shapes[0]), by_layer(shapes[1]), layers)
+        return moments_bytes(pairs, shapes[0], shapes[1]) <= c.memory_gb * 2**30
+
+    def _moments(self, c: TransferConfig, source: Base, target: Base, text: calibrating.CalibrateStage) -> Input:
+        """What both models do on the calibration text."""
+        inputs = {"source": source.input, "target": target.input, **self._calibration(c)}
+        done = self._run(calibrating.STAGE, text, inputs, f"calibrate {source.name} and {target.name}")
         if done.key not in self._told:
             self._told.add(done.key)
-            self._tell(done, f"calibrate: {done.result['positions']} positions of {done.result['texts']} texts, {done.result['mib']} MiB")
-        return {"moments": done.as_input()}, None
+            r = done.result
+            paired = "" if text.shuffle is None else ", paired at random"
+            self._tell(done, f"calibrate: {r['positions']} positions of {r['texts']} texts{paired}, {r['mib']} MiB")
+        return done.as_input()
 
     def _calibration(self, c: TransferConfig) -> dict[str, Input]:
         text = c.calibration or self.config.dataset.calibration
@@ -212,5 +274,15 @@ class Stages:
                  " when it ran" if done.reused else "")  # fmt: skip
 
 
-def _needs_text(c: TransferConfig) -> bool:
-    return c.evidence == "text" or c.gain == "activation"
+def numbered(names: Sequence[str]) -> list[str]:
+    """Names that occur several times get their draw's number."""
+    seen: Counter[str] = Counter()
+    out = []
+    for name in names:
+        seen[name] += 1
+        out.append(f"{name} {seen[name]}" if names.count(name) > 1 else name)
+    return out
+
+
+def _needs_text(c: TransferConfig, reference: TransferConfig | None) -> bool:
+    return (reference or c).evidence in ("text", "models") or c.gain == "activation"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paw.data.encode import pad
 from paw.errors import TransferError
+from paw.models.layout import Part
 from paw.store import Watch
 from paw.transfer.modules import Space
 from paw.transfer.pairing import Site
@@ -56,43 +57,116 @@ def _word_ends(tokenizer: Any, text: str) -> tuple[list[int], dict[int, int]]:
     return encoded.input_ids, {c: i for c, i in ends.items() if c == len(text) or text[c].isspace()}
 
 
-@torch.no_grad()
+def hold_out(texts: Sequence[PairedText], limit: int) -> tuple[list[PairedText], list[PairedText]]:
+    """The texts to fit on, and the last ones: up to `limit` positions of them, and a tenth of all."""
+    room, cut = min(limit, sum(len(t.positions) for t in texts) // 10), len(texts)
+    while cut > 1 and len(texts[cut - 1].positions) <= room:
+        cut -= 1
+        room -= len(texts[cut].positions)
+    return list(texts[:cut]), list(texts[cut:])
+
+
+Models = tuple[Any, Any]  # source and target
+Places = tuple[dict[Space, Part], dict[Space, Part]]  # where each of their spaces is seen
+
+
 def second_moments(
-    models: tuple[Any, Any],
-    places: tuple[dict[Space, str], dict[Space, str]],
+    models: Models,
+    places: Places,
     wanted: Sequence[tuple[Space, Space]],
     texts: Sequence[PairedText],
+    held: Sequence[PairedText],
     batch_size: int,
     pads: tuple[int, int],
+    shuffle: int | None,
     watch: Watch,
 ) -> dict[tuple[Space, Space], Site]:
-    """One pass of both models over the texts; activations are summed up and dropped batch by batch.
+    """One pass of both models over the texts; activations are summed up and dropped batch by batch, but for those of `held`.
 
     Args:
-        models: source and target; places: the module at which each of their spaces is seen.
         wanted: pairs of spaces (source, target).
         pads: both tokenizers' padding ids.
+        shuffle: a seed by which source positions are paired with the target's at random: the placebo of a correct pairing.
 
     Returns:
         A Site for each wanted pair, divided by the number of positions.
     """
     cross: dict[tuple[Space, Space], Tensor] = {}
     grams: tuple[dict[Space, Tensor], dict[Space, Tensor]] = ({}, {})
-    order, count = sorted(texts, key=lambda t: len(t.source)), 0
-    with _Recorder(models[0], places[0]) as seen_s, _Recorder(models[1], places[1]) as seen_t:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            rows = [row for row, text in enumerate(batch) for _ in text.positions]
-            for side, recorder in enumerate((seen_s, seen_t)):
-                columns = [position[side] for text in batch for position in text.positions]
-                recorder.run([text.target if side else text.source for text in batch], pads[side], rows, columns)
-                for space, x in recorder.now.items():
-                    _add(grams[side], space, x, x)
-            for s, t in wanted:
-                _add(cross, (s, t), seen_s.now[s], seen_t.now[t])
-            count += len(rows)
-            watch.progress(min(start + batch_size, len(order)), len(order), "calibration texts")
-    return {(s, t): Site(cross[s, t] / count, grams[0][s] / count, grams[1][t] / count) for s, t in wanted}
+    count, total = 0, sum(len(t.positions) for t in texts)
+    paired = seen(models, places, texts, batch_size, pads)
+    for now_s, now_t in paired if shuffle is None else _mispaired(models, places, texts, batch_size, pads, shuffle):
+        for sums, now in zip(grams, (now_s, now_t), strict=True):
+            for space, x in now.items():
+                _add(sums, space, x, x)
+        for s, t in wanted:
+            _add(cross, (s, t), now_s[s], now_t[t])
+        count += len(next(iter(now_s.values())))
+        watch.progress(count, total, "calibration positions")
+    kept = list(seen(models, places, held, batch_size, pads))
+
+    def apart(side: int, space: Space) -> Tensor:
+        found = [now[side][space] for now in kept]
+        return torch.cat(found) if found else grams[side][space].new_empty(0, len(grams[side][space]))
+
+    return {(s, t): Site(cross[s, t] / count, grams[0][s] / count, grams[1][t] / count, apart(0, s), apart(1, t)) for s, t in wanted}
+
+
+def seen(
+    models: Models, places: Places, texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int]
+) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
+    """Batch by batch, what both models do at the paired positions: positions × width, float32, by space."""
+    return zip(*(seen_by(models[side], places[side], texts, side, batch_size, pads[side]) for side in (0, 1)), strict=True)
+
+
+def _mispaired(
+    models: Models, places: Places, texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int], seed: int
+) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
+    """The same positions of both models, paired at random. Texts of both are run in orders of their own, and positions
+    turned round inside a batch: batches of like texts beside each other would still be paired rightly on the whole."""
+    generator = torch.Generator().manual_seed(seed)
+    streams = []
+    for side in (0, 1):
+        order = [texts[i] for i in torch.randperm(len(texts), generator=generator)]
+        streams.append(_rows(seen_by(models[side], places[side], order, side, batch_size, pads[side], by_length=False), generator))
+    yield from zip(*streams, strict=True)
+
+
+def _rows(batches: Iterator[dict[Space, Tensor]], generator: torch.Generator, size: int = 256) -> Iterator[dict[Space, Tensor]]:
+    """Batches of `size` positions (the last may be less), in random order inside the batch they come from."""
+    left: dict[Space, Tensor] = {}
+    for batch in batches:
+        order = torch.randperm(len(next(iter(batch.values()))), generator=generator)
+        left = {space: torch.cat([left[space], x[order]]) if left else x[order] for space, x in batch.items()}
+        while len(next(iter(left.values()))) >= size:
+            yield {space: x[:size] for space, x in left.items()}
+            left = {space: x[size:] for space, x in left.items()}
+    if left and len(next(iter(left.values()))):
+        yield left
+
+
+@torch.no_grad()
+def seen_by(
+    model: Any,
+    places: Mapping[Space, Part],
+    texts: Sequence[PairedText],
+    side: int,
+    batch_size: int,
+    pad_id: int,
+    by_length: bool = True,
+) -> Iterator[dict[Space, Tensor]]:
+    """The same of one model (side 0 reads the texts as the source, 1 as the target). Texts come in order of the source's
+    length, so in the same order for both; or as they are given."""
+    order = sorted(texts, key=lambda t: len(t.source)) if by_length else texts
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        rows = [row for row, text in enumerate(batch) for _ in text.positions]
+        columns = [position[side] for text in batch for position in text.positions]
+        with _Recorder(model, places, rows, columns) as recorder:
+            ids = [text.target if side else text.source for text in batch]
+            mask = pad([[1] * len(i) for i in ids], 0).to(model.device)
+            model(input_ids=pad(ids, pad_id).to(model.device), attention_mask=mask, logits_to_keep=1, use_cache=False)
+        yield recorder.now
 
 
 def _add(sums: dict[Any, Tensor], key: Any, x: Tensor, y: Tensor) -> None:
@@ -104,30 +178,32 @@ def _add(sums: dict[Any, Tensor], key: Any, x: Tensor, y: Tensor) -> None:
 
 
 class _Recorder:
-    """Hooks that hold the kept positions (float32, positions × width) of the latest forward pass."""
+    """Hooks that keep the wanted positions (float32, positions × width) of a forward pass."""
 
-    def __init__(self, model: Any, places: dict[Space, str]) -> None:
+    def __init__(self, model: Any, places: Mapping[Space, Part], rows: list[int], columns: list[int]) -> None:
         self.model, self.places = model, places
         self.now: dict[Space, Tensor] = {}
-        self._rows, self._columns = torch.empty(0), torch.empty(0)
+        self._rows, self._columns = (torch.tensor(i, device=model.device) for i in (rows, columns))
 
     def __enter__(self) -> _Recorder:
-        self.hooks = [self.model.get_submodule(name).register_forward_hook(self._record(space)) for space, name in self.places.items()]
+        self.hooks = [
+            self.model.get_submodule(part.module).register_forward_hook(self._record(space, part)) for space, part in self.places.items()
+        ]
         return self
 
     def __exit__(self, *_: object) -> None:
         for hook in self.hooks:
             hook.remove()
 
-    def run(self, ids: list[list[int]], pad_id: int, rows: list[int], columns: list[int]) -> None:
-        device = self.model.device
-        self._rows, self._columns = torch.tensor(rows, device=device), torch.tensor(columns, device=device)
-        mask = pad([[1] * len(i) for i in ids], 0).to(device)
-        self.model(input_ids=pad(ids, pad_id).to(device), attention_mask=mask, logits_to_keep=1, use_cache=False)
-
-    def _record(self, space: Space) -> Any:
-        def hook(_: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            x = inputs[0] if space[1].side == "in" else output
+    def _record(self, space: Space, part: Part) -> Any:
+        def hook(_: Any, inputs: tuple[Tensor, ...], output: Any) -> None:
+            out: Tensor = output[0] if isinstance(output, tuple) else output
+            if space[1].side in ("in", "stream"):
+                x = inputs[0]
+            elif space[1].side == "update":
+                x = out - inputs[0]
+            else:
+                x = out if part.rows is None else out[..., part.rows]
             self.now[space] = x[self._rows, self._columns].float()
 
         return hook

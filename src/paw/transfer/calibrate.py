@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 from paw.config.schema import DatasetConfig, transient
 from paw.data.load import examples
 from paw.errors import DataError
+from paw.models.layout import parts
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
-from paw.transfer.modules import Place, Space, all_pairs, by_layer, layer_of, moments_bytes, shared_spaces
+from paw.transfer.modules import HELD, Place, Space, all_pairs, by_layer, layer_of, moments_bytes, shared_spaces
 
 if TYPE_CHECKING:
     from paw.transfer.activations import PairedText
     from paw.transfer.pairing import Site
 
 MOMENTS = "moments.safetensors"
-STAGE = Stage("calibrate", "1", "paw.transfer.calibrate:calibrate")
+PARTS = ("cross", "gram_s", "gram_t", "held_s", "held_t")  # of a Site
+STAGE = Stage("calibrate", "2", "paw.transfer.calibrate:calibrate")
 
 Names = Sequence[tuple[str, str]]
 Shapes = Mapping[str, Sequence[int]]
@@ -33,8 +35,9 @@ Group = tuple[Names, "dict[tuple[Space, Space], Site]"]
 @dataclass
 class CalibrateStage:
     runtime: Runtime
-    layers: str
+    layers: list[tuple[int, int]]  # matched ones: source, target
     positions: int
+    shuffle: int | None = None  # a seed by which positions are paired wrongly, for the placebo
     dataset: DatasetConfig | None = None  # where the text is the questions of a split
     split: str | None = None
     batch_size: int = transient(32)
@@ -51,45 +54,51 @@ def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, wa
     """
     from safetensors.torch import save_file
 
-    run = Calibration(config, inputs, watch)
-    names = all_pairs(by_layer(run.linears(run.source)), by_layer(run.linears(run.target)), config.layers)
+    run = Calibration(config, inputs)
+    names = all_pairs(by_layer(run.parts[0]), by_layer(run.parts[1]), config.layers)
     tensors = {}
     for (s, t), site in run.see(names, watch).items():
-        for part in ("cross", "gram_s", "gram_t"):
-            tensors[f"{_key(s)} {_key(t)} {part}"] = getattr(site, part).cpu().contiguous()
+        for part in PARTS:
+            tensors[f"{_key(s)} {_key(t)} {part}"] = getattr(site, part).contiguous().cpu()
     save_file(tensors, out / MOMENTS)
-    return {"positions": run.positions, "texts": len(run.texts), "mib": round(sum(x.nbytes for x in tensors.values()) / 2**20, 1)}
+    mib = round(sum(x.nbytes for x in tensors.values()) / 2**20, 1)
+    return {"positions": run.positions, "held": sum(len(t.positions) for t in run.held), "texts": len(run.texts), "mib": mib}
 
 
 class Calibration:
     """Both models on their device, and the calibration text in both's tokens."""
 
-    def __init__(self, config: CalibrateStage, inputs: Mapping[str, Input], watch: Watch) -> None:
-        from paw.transfer.activations import pair_texts
+    def __init__(self, config: CalibrateStage, inputs: Mapping[str, Input]) -> None:
+        from paw.transfer.activations import hold_out, pair_texts
 
         self.config = config
         each = [(inputs[name].path, trust) for name, trust in zip(("source", "target"), config.trust, strict=True)]
         tokenizers = [load_tokenizer(path, trust) for path, trust in each]
         self.texts: list[PairedText] = pair_texts(_texts(config, inputs), tokenizers[0], tokenizers[1], config.positions)
+        self.fit, self.held = hold_out(self.texts, HELD)
         self.positions = sum(len(t.positions) for t in self.texts)
         self.pads = (tokenizers[0].pad_token_id, tokenizers[1].pad_token_id)
         self.source, self.target = (load_model(path, config.runtime, trust) for path, trust in each)
-        widest = max(model.config.get_text_config().intermediate_size for model in (self.source, self.target))
-        if self.positions < widest:
-            watch.say(f"{self.positions} positions are few for spaces of {widest} dimensions: raise transfer.positions or give more text")
-
-    @staticmethod
-    def linears(model: Any) -> list[str]:
-        return [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+        self.models = (self.source, self.target)
+        self.parts = [parts(_linears(model), path) for model, (path, _) in zip(self.models, each, strict=True)]
 
     def see(self, names: Names, watch: Watch) -> dict[tuple[Space, Space], Site]:
+        """The moments of every space that these module pairs share."""
         from paw.transfer.activations import second_moments
 
-        places = [by_layer(self.linears(m)) for m in (self.source, self.target)]
-        wanted = shared_spaces(names)
-        at = [{pair[side]: places[side][pair[side][0]][pair[side][1].role] for pair in wanted} for side in (0, 1)]
-        models = (self.source, self.target)
-        return second_moments(models, (at[0], at[1]), wanted, self.texts, self.config.batch_size, self.pads, watch)
+        widest = max(model.config.get_text_config().intermediate_size for model in self.models)
+        if self.positions < widest:
+            watch.say(f"{self.positions} positions are few for spaces of {widest} dimensions: raise transfer.positions or give more text")
+        roles = [by_layer(parts) for parts in self.parts]
+        wanted, c = shared_spaces(names), self.config
+        source, target = (
+            {pair[side]: self.parts[side][roles[side][pair[side][0]][pair[side][1].role]] for pair in wanted} for side in (0, 1)
+        )
+        return second_moments(self.models, (source, target), wanted, self.fit, self.held, c.batch_size, self.pads, c.shuffle, watch)
+
+
+def _linears(model: Any) -> dict[str, tuple[int, int]]:
+    return {name: tuple(m.weight.shape) for name, m in model.named_modules() if hasattr(m, "in_features")}
 
 
 def stored(folder: Path, names: Names, device: str) -> Iterator[Group]:
@@ -102,10 +111,7 @@ def stored(folder: Path, names: Names, device: str) -> Iterator[Group]:
         for group in _groups(names, 1):
             yield (
                 group,
-                {
-                    (s, t): Site(*(file.get_tensor(f"{_key(s)} {_key(t)} {part}") for part in ("cross", "gram_s", "gram_t")))
-                    for s, t in shared_spaces(group)
-                },
+                {(s, t): Site(*(file.get_tensor(f"{_key(s)} {_key(t)} {part}") for part in PARTS)) for s, t in shared_spaces(group)},
             )
 
 
@@ -113,7 +119,7 @@ def streamed(
     config: CalibrateStage, inputs: Mapping[str, Input], names: Names, shapes: tuple[Shapes, Shapes], memory_gb: float, watch: Watch
 ) -> Iterator[Group]:
     """Groups of as many target layers as fit into memory, one pass over the text each."""
-    run = Calibration(config, inputs, watch)
+    run = Calibration(config, inputs)
     largest = max(moments_bytes(group, *shapes) for group in _groups(names, 1))
     for group in _groups(names, max(1, int(memory_gb * 2**30 / largest))):
         yield group, run.see(group, watch)

@@ -16,7 +16,8 @@ LAYER = re.compile(r".*\blayers\.(\d+)\..*?(\w+)")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a space can be seen: at the input or output of the module with a role."""
+    """Where a space can be seen: at the input (`in`) or output (`out`) of the module with a role; a layer's `update` is the
+    difference of both, and `stream` the residual stream that enters the norm before it."""
 
     role: str
     side: str
@@ -29,6 +30,14 @@ class Role:
     reads: Place
     writes: Place
 
+    @property
+    def onto_stream(self) -> bool:
+        """Whether the module writes to the residual stream; the others read from it."""
+        return self.writes in STREAM
+
+
+# Where the residual stream enters and leaves a layer's modules.
+STREAM = (Place("q_proj", "in"), Place("gate_proj", "in"), Place("o_proj", "out"), Place("down_proj", "out"))
 
 # q, k, v share their input, gate and up too. gate and up have more outputs than inputs, so their outputs do not identify
 # a map; the neurons behind the activation, which enter down_proj, have full rank and do.
@@ -42,8 +51,12 @@ ROLES = {
     "down_proj": Role(Place("down_proj", "in"), Place("down_proj", "out")),
 }
 
-# A space of a model: layer and place.
+UPDATE = Place("layer", "update")  # what a layer adds to the residual stream
+HELD = 512  # positions on which maps are judged, at most; of texts that they are not fitted on
+
+# A space of a model: layer and place. A matching: (source layer, target layer).
 Space = tuple[int, Place]
+Layers = Sequence[tuple[int, int]]
 
 
 def layer_of(name: str) -> tuple[int, str]:
@@ -72,24 +85,57 @@ def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:
     return out
 
 
-def matched_layers(how: str, source: int, target: int) -> dict[int, int]:
-    """Source layer by target layer. `proportional` keeps relative depth; `index` keeps the number, surplus is dropped."""
-    if how == "index":
-        return {t: t for t in range(min(source, target))}
-    return {t: round(t * (source - 1) / max(1, target - 1)) for t in range(target)}
+def proportional(source: int, target: int) -> Layers:
+    """Every target layer takes the source layer of the same relative depth."""
+    return [(round(t * (source - 1) / max(1, target - 1)), t) for t in range(target)]
 
 
-def pair_names(adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Mapping[int, int]) -> list[tuple[str, str]]:
-    """(source module, target module) for every target module whose twin the adapter has.
+def by_index(source: int, target: int) -> Layers:
+    """The same number; what one model has more stays out."""
+    return [(i, i) for i in range(min(source, target))]
+
+
+def aligned(similarity: Sequence[Sequence[float]]) -> Layers:
+    """The order-preserving one-to-one matching of the largest total similarity (target layers × source layers), by the
+    dynamic programme of Needleman and Wunsch with free gaps; the deeper model's surplus stays out."""
+    rows, columns = len(similarity), len(similarity[0])
+    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
+    for t in range(rows):
+        for s in range(columns):
+            best[t + 1][s + 1] = max(best[t][s + 1], best[t + 1][s], best[t][s] + similarity[t][s])
+    out, t, s = [], rows, columns
+    while t and s:
+        if best[t][s] == best[t - 1][s]:
+            t -= 1
+        elif best[t][s] == best[t][s - 1]:
+            s -= 1
+        else:
+            t, s = t - 1, s - 1
+            out.append((s, t))
+    return out[::-1]
+
+
+def spread(layers: Layers, source: int, target: int) -> Layers:
+    """With the layers that a matching left out: each joins the partner of the nearest that was matched."""
+    out = set(layers)
+    for t in set(range(target)) - {t for _, t in layers}:
+        out.add((min(layers, key=lambda pair: abs(pair[1] - t))[0], t))
+    for s in set(range(source)) - {s for s, _ in layers}:
+        out.add((s, min(layers, key=lambda pair: abs(pair[0] - s))[1]))
+    return sorted(out, key=lambda pair: pair[::-1])
+
+
+def pair_names(adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Layers) -> list[tuple[str, str]]:
+    """(source module, target module) of matched layers for every target module whose twin the adapter has.
 
     Raises:
         TransferError: if there is none.
     """
     twins = {layer_of(name): name for name in adapter}
     pairs = [
-        (twins[layers[t], role], name)
-        for t, roles in sorted(target.items()) if t in layers
-        for role, name in sorted(roles.items()) if (layers[t], role) in twins
+        (twins[s, role], name)
+        for s, t in layers
+        for role, name in sorted(target.get(t, {}).items()) if (s, role) in twins
     ]  # fmt: skip
     if not pairs:
         raise TransferError("no module of the adapter has a twin in the target: nothing would be transferred.")
@@ -106,14 +152,13 @@ def shared_spaces(pairs: Sequence[tuple[str, str]]) -> list[tuple[Space, Space]]
     return list(found)
 
 
-def all_pairs(source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], how: str) -> list[tuple[str, str]]:
+def all_pairs(source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], layers: Layers) -> list[tuple[str, str]]:
     """Every (source module, target module) of the same role in matched layers, whatever an adapter holds."""
-    names = [name for roles in source.values() for name in roles.values()]
-    return pair_names(names, target, matched_layers(how, len(source), len(target)))
+    return pair_names([name for roles in source.values() for name in roles.values()], target, layers)
 
 
 def moments_bytes(pairs: Sequence[tuple[str, str]], shapes_s: Mapping[str, Sequence[int]], shapes_t: Mapping[str, Sequence[int]]) -> int:
-    """The size of the second moments (float32) of all spaces that these pairs share: cross products and both Grams."""
+    """The size of what is kept (float32) of all spaces that these pairs share: cross products, both Grams, positions held out."""
     seen_s, seen_t = by_layer(shapes_s), by_layer(shapes_t)
 
     def width(space: Space, names: Mapping[int, Mapping[str, str]], shapes: Mapping[str, Sequence[int]]) -> int:
@@ -123,5 +168,5 @@ def moments_bytes(pairs: Sequence[tuple[str, str]], shapes_s: Mapping[str, Seque
     total = 0
     for s, t in shared_spaces(pairs):
         n_s, n_t = width(s, seen_s, shapes_s), width(t, seen_t, shapes_t)
-        total += 4 * (n_s * n_t + n_s**2 + n_t**2)
+        total += 4 * (n_s * n_t + n_s**2 + n_t**2 + HELD * (n_s + n_t))
     return total

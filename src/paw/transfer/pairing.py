@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from paw.errors import TransferError
+from paw.models.layout import Heads
 from paw.transfer import linalg
+from paw.transfer.linalg import Basis
+from paw.transfer.modules import ROLES, Place, Role, layer_of
 
 
 @dataclass
@@ -17,13 +21,15 @@ class Site:
     """Two spaces seen at the same text positions, as second moments (uncentred, divided by the count).
 
     cross: n_s×n_t, gram_s: n_s×n_s, gram_t: n_t×n_t, float32. Shared by the modules that share the space, so that a map
-    is computed once.
+    is computed once. held_s: N×n_s and held_t: N×n_t are positions of texts that the moments have not seen (N may be 0).
     """
 
     cross: Tensor
     gram_s: Tensor
     gram_t: Tensor
-    _maps: dict[Any, Tensor] = field(default_factory=dict)
+    held_s: Tensor
+    held_t: Tensor
+    _maps: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def procrustes(self) -> Tensor:
@@ -32,52 +38,86 @@ class Site:
 
     def ridge_to_source(self, penalty: float) -> Tensor:
         """C_st(C_tt + λI)⁻¹, n_s×n_t."""
-        if ("s", penalty) not in self._maps:
-            self._maps["s", penalty] = linalg.ridge(self.cross, self.gram_t, penalty)
-        return self._maps["s", penalty]
+        found: Tensor = self.once(("s", penalty), lambda: linalg.ridge(self.cross, self.gram_t, penalty))
+        return found
 
     def ridge_to_target(self, penalty: float) -> Tensor:
         """C_ts(C_ss + λI)⁻¹, n_t×n_s."""
-        if ("t", penalty) not in self._maps:
-            self._maps["t", penalty] = linalg.ridge(self.cross.T, self.gram_s, penalty)
-        return self._maps["t", penalty]
+        found: Tensor = self.once(("t", penalty), lambda: linalg.ridge(self.cross.T, self.gram_s, penalty))
+        return found
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """What several modules ask of one space, computed for the first of them."""
+        if key not in self._maps:
+            self._maps[key] = compute()
+        return self._maps[key]
+
+
+@dataclass
+class Side:
+    """A module of one of the two models. Its weight is read, and its basis found, when first asked for."""
+
+    name: str
+    shape: tuple[int, int]
+    read: Callable[[], Tensor]  # out×in, float32
+    find: Callable[[int], Basis]  # of so many singular vectors
+    k: int = 0
+
+    @cached_property
+    def weight(self) -> Tensor:
+        return self.read()
+
+    @cached_property
+    def basis(self) -> Basis:
+        return self.find(self.k)
 
 
 @dataclass
 class Pair:
-    """One module of the source and one of the target. `reads` and `writes` are None where no text was run."""
+    """One module of the source and one of the target, and the spaces that two of their layers were seen to share.
 
-    source: str
-    target: str
-    w_s: Tensor
-    w_t: Tensor
-    reads: Site | None
-    writes: Site | None
-    basis: int
+    k is the number of singular vectors a side.
+    """
+
+    source: Side
+    target: Side
+    sites: Mapping[Place, Site]
+    basis: int | None = None
+    heads: tuple[Heads, Heads] | None = None
+    residual: Site | None = None  # both residual streams, by the embeddings of shared tokens
+
+    def __post_init__(self) -> None:
+        self.source.k = self.target.k = self.k
 
     @cached_property
     def k(self) -> int:
-        """Singular vectors a side: at most half of the smallest dimension, beyond which subspaces say little."""
-        return max(1, min(self.basis, int(min(*self.w_s.shape, *self.w_t.shape)) // 2))
+        """What `transfer.basis` asks for; else 320, and at most half of the smallest dimension: the more of a space two
+        subspaces fill, the less their overlap says."""
+        smallest = min(*self.source.shape, *self.target.shape)
+        return max(1, min(320, smallest // 2)) if self.basis is None else min(self.basis, smallest)
 
-    @cached_property
-    def basis_s(self) -> tuple[Tensor, Tensor]:
-        return linalg.singular_basis(self.w_s, self.k)
+    @property
+    def role(self) -> Role:
+        return ROLES[layer_of(self.target.name)[1]]
 
-    @cached_property
-    def basis_t(self) -> tuple[Tensor, Tensor]:
-        return linalg.singular_basis(self.w_t, self.k)
+    @property
+    def reads(self) -> Site:
+        return self.site(self.role.reads)
+
+    @property
+    def writes(self) -> Site:
+        return self.site(self.role.writes)
+
+    def site(self, place: Place) -> Site:
+        """What was seen of a space of the two layers, for methods that declared they need text."""
+        if place not in self.sites:
+            raise TransferError("transfer.evidence: this method looks at activations. Leave it at text.")
+        return self.sites[place]
 
     def equal_shapes(self, method: str) -> None:
         """For methods that map nothing."""
-        if self.w_s.shape != self.w_t.shape:
+        if self.source.shape != self.target.shape:
             raise TransferError(
-                f"transfer={method}: {self.source} is {tuple(self.w_s.shape)} and {self.target} {tuple(self.w_t.shape)}, but it takes "
+                f"transfer={method}: {self.source.name} is {self.source.shape} and {self.target.name} {self.target.shape}, but it takes "
                 "equal shapes only. Use a method that maps one space to another, such as procrustes or cross_lora."
             )
-
-    def seen(self) -> tuple[Site, Site]:
-        """Both sites, for methods that declared they need text."""
-        if self.reads is None or self.writes is None:
-            raise TransferError("transfer.evidence=weights: this method looks at activations. Leave it at text.")
-        return self.reads, self.writes

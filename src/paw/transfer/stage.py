@@ -4,167 +4,261 @@
 
 The result has exactly the source's rank and ΔW is never formed. Which maps, a method decides (paw/transfer/methods).
 No model is built: weights are read tensor by tensor, activations are known by their moments (paw/transfer/calibrate).
+Only methods that correct themselves along the depth run the models.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.schema import PlaceboConfig, TransferConfig, transient
 from paw.errors import TransferError
-from paw.models.adapters import Factors, read_adapter, stamp, write_adapter
-from paw.models.load import Runtime
-from paw.models.tensors import Weights, linear_shapes
-from paw.store import Input, Stage, Watch, write_text
+from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, write_adapter
+from paw.models.layout import heads
+from paw.models.load import Runtime, load_tokenizer
+from paw.models.tensors import Shapes, Weights, linear_shapes, module_parts
+from paw.store import Input, Stage, Watch, plain
 from paw.transfer import calibrate
-from paw.transfer.modules import ROLES, by_layer, layer_of, matched_layers, pair_names
+from paw.transfer.modules import ROLES, by_layer, layer_of, pair_names
+from paw.transfer.report import write_report
+from paw.transfer.verdict import feasibility, mean
 
 if TYPE_CHECKING:
     from paw.transfer.maps import Maps
-    from paw.transfer.pairing import Pair
+    from paw.transfer.methods import Fit
+    from paw.transfer.pairing import Pair, Side, Site
 
-REPORT = "report.json"
-STAGE = Stage("transfer", "1", "paw.transfer.stage:transfer")
+EMBEDDINGS = "model.embed_tokens"
+STAGE = Stage("transfer", "2", "paw.transfer.stage:transfer")
+
+Row = dict[str, Any]
+Moved = Iterator[tuple[Factors, Row]]
 
 
 @dataclass
 class TransferStage:
     transfer: TransferConfig
-    reference: TransferConfig | None  # of a placebo: the method whose result it spoils
-    text: calibrate.CalibrateStage | None  # where moments are not kept but streamed
+    reference: TransferConfig | None  # of a placebo: the method that it spoils
+    layers: list[tuple[int, int]]  # matched ones: source, target
+    text: calibrate.CalibrateStage | None  # where moments are not kept but streamed, or the models are run
     runtime: Runtime
     base_name: str | None = transient(None)
+    bases: str | None = transient(None)  # where singular bases are kept
+    trust: tuple[bool, bool] = transient((False, False))  # code of the source's, of the target's folder
 
 
 def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
     """Moves every module that has a twin and passes the gate.
 
     Args:
-        inputs: `adapter`, `source` and `target`; and what is known of activations: `moments`, or a text to stream
-            (`calibration` or `data`), or nothing where weights are enough.
+        inputs: `adapter`, `source` and `target`; and what is known of activations: `moments`, or a text to run
+            (`calibration` or `data`), or nothing where weights are enough; `match` for the report's picture.
 
-    Writes the adapter as a PEFT folder stamped with the target's fingerprint, and report.json with a row a module.
+    Writes the adapter as a PEFT folder stamped with where it comes from, and a report: report.json with a row a module,
+    report.md and report.png.
 
     Raises:
         TransferError: if the adapter does not fit the source, nothing has a twin or nothing passes the gate.
     """
     c = config.transfer
+    adapter, names = plan(inputs, config.layers)
     recipe = Recipe.of(c, config.reference)
-    adapter = read_adapter(inputs["adapter"].path)
-    shapes_s, shapes_t = linear_shapes(inputs["source"].path), linear_shapes(inputs["target"].path)
-    _refuse_misfit(adapter, shapes_s, inputs["adapter"].path)
-    layers_s, layers_t = by_layer(shapes_s), by_layer(shapes_t)
-    names = pair_names(adapter, layers_t, matched_layers(c.layers, len(layers_s), len(layers_t)))
-
-    moved: dict[str, Factors] = {}
-    rows: list[dict[str, Any]] = []
-    for pair in _pairs(names, config, inputs, (shapes_s, shapes_t), watch):
-        factors, row = _move(pair, adapter[pair.source], recipe)
-        rows.append(row)
+    moved = _mapped(adapter, names, recipe, config, inputs, watch) if recipe.maps else _fitted(adapter, recipe, config, inputs, watch)
+    found = list(moved)
+    rows = [row for _, row in found]
+    _gate(rows, c)
+    used, parts = set(), dict[str, list[Factors]]()
+    for factors, row in found:
         if row["transferred"]:
-            moved[pair.target] = factors
-        watch.progress(len(rows), len(names), "modules")
-    if not moved:
-        best = max(row[_scale(c)] for row in rows)
-        raise TransferError(
-            f"transfer.similarity_threshold={c.similarity_threshold:g} lets no module through "
-            f"(the largest {c.similarity} similarity is {best:.4f}). Lower it."
-        )
-
-    write_adapter(out, moved, config.base_name)
-    origin = {"source": inputs["source"].fingerprint, "adapter": inputs["adapter"].fingerprint}
-    stamp(out, inputs["target"].fingerprint, made_by="transfer", method=c.method, **origin)
-    write_text(out / REPORT, json.dumps(rows, indent=1))
-    used = {row["source"] for row in rows if row["transferred"]}
-    return {
+            used.add(row["source"])
+            parts.setdefault(row["target"], []).append(factors)
+    joined = {name: _joined(several) for name, several in parts.items()}
+    write_adapter(out, fused(joined, module_parts(inputs["target"].path)), config.base_name)
+    word, why = feasibility(rows)
+    linears = by_layer(linear_shapes(inputs["target"].path))
+    result = {
         "method": c.method,
-        "coverage": len(used) / len(adapter),  # of the source adapter's modules
-        "target_modules": len(moved),
-        "target_coverage": len(moved) / sum(map(len, layers_t.values())),
-        "similarity": sum(r["similarity"] for r in rows) / len(rows),
-        "chance": sum(r["chance"] for r in rows) / len(rows),
+        "coverage": len(used & adapter.keys()) / len(adapter),  # of the source adapter's modules
+        "target_modules": len(joined),
+        "target_coverage": len(joined) / sum(map(len, linears.values())),
+        **{key: mean(rows, key) for key in ("similarity", "chance", "kept_energy", "r2_in", "r2_out")},
+        "feasibility": word,
+        "why": why,
     }
+    origin = {name: {"fingerprint": i.fingerprint, "path": str(i.path)} for name, i in inputs.items() if name in ("source", "adapter")}
+    stamp(
+        out, inputs["target"].fingerprint, made_by="transfer", config=plain(c), reference=plain(config.reference), **origin, figures=result
+    )
+    if config.reference is None:  # a placebo's figures would be those of the method it spoils
+        write_report(out, rows, result, config.layers, inputs.get("match"))
+    return result
 
 
-def _pairs(
-    names: calibrate.Names,
-    config: TransferStage,
-    inputs: Mapping[str, Input],
-    shapes: tuple[calibrate.Shapes, calibrate.Shapes],
-    watch: Watch,
-) -> Iterator[Pair]:
-    """Pairs with their weights, and with what was seen of them on text."""
-    from paw.transfer.pairing import Pair
+def plan(inputs: Mapping[str, Input], layers: Sequence[tuple[int, int]]) -> tuple[dict[str, Factors], calibrate.Names]:
+    """The adapter's factors, fused modules as their parts, and the pairs of modules that they are moved between. All that
+    can be wrong with an adapter and two models is found here, before anything is computed.
 
-    c, device = config.transfer, config.runtime.device
-    groups: Iterator[calibrate.Group]
-    if "moments" in inputs:
-        groups = calibrate.stored(inputs["moments"].path, names, device)
-    elif config.text is not None:
-        groups = calibrate.streamed(config.text, inputs, names, shapes, c.memory_gb, watch)
-    else:
-        groups = iter([(names, {})])
-    source, target = Weights(inputs["source"].path, device), Weights(inputs["target"].path, device)
-    for group, sites in groups:
-        for name_s, name_t in group:
-            (layer_s, role), (layer_t, _) = layer_of(name_s), layer_of(name_t)
-            reads, writes = (sites.get(((layer_s, place), (layer_t, place))) for place in (ROLES[role].reads, ROLES[role].writes))
-            yield Pair(name_s, name_t, source[name_s], target[name_t], reads, writes, c.basis)
+    Raises:
+        AdapterError, ModelError: for damaged files.
+        TransferError: where the adapter does not fit the source, or no module of it has a twin.
+    """
+    source, target, folder = inputs["source"].path, inputs["target"].path, inputs["adapter"].path
+    adapter, shapes = unfused(read_adapter(folder), module_parts(source)), linear_shapes(source)
+    for path, known in ((source, shapes), (target, linear_shapes(target))):
+        if not by_layer(known):
+            raise TransferError(f"{path}: none of its weights is a {', '.join(ROLES)} of a layer; this architecture is not known here.")
+    for name, factors in adapter.items():
+        if name not in shapes:
+            raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
+        if shapes[name] != (factors.b.shape[0], factors.a.shape[1]):
+            raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")
+    return adapter, pair_names(adapter, by_layer(linear_shapes(target)), layers)
+
+
+# ---- by maps ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What happens to every module: a method's maps with its configuration, and for a placebo how the result is spoilt."""
+    """What happens to every module: a method's maps, or its own fit, and for a placebo how the result is spoilt."""
 
     config: TransferConfig
-    maps: Callable[[Pair], Maps]
-    spoil: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    maps: Callable[[Pair], Maps] | None
+    fit: Fit | None = None
+    fit_config: TransferConfig | None = None
+    spoil: Callable[[Any, Any], tuple[Any, Any]] = lambda a, b: (a, b)
 
     @staticmethod
     def of(config: TransferConfig, reference: TransferConfig | None) -> Recipe:
         import torch
 
-        from paw.transfer.methods import Method, method_named
+        from paw.transfer.methods import Fit, Method, method_named
 
         found = method_named(config.method)
         if isinstance(found, Method):
             return Recipe(config, lambda pair: found.maps(pair, config))
+        if isinstance(found, Fit):
+            return Recipe(config, None, found, config)
         assert isinstance(config, PlaceboConfig)
         assert reference is not None
-        generator = torch.Generator().manual_seed(config.seed)
-        return Recipe(config, Recipe.of(reference, None).maps, lambda a, b: found.spoil(a, b, generator))
+        real, generator = Recipe.of(reference, None), torch.Generator().manual_seed(config.seed)
+        return Recipe(config, real.maps, real.fit, real.fit_config, lambda a, b: found.spoil(a, b, generator))
 
 
-def _move(pair: Pair, factors: Factors, recipe: Recipe) -> tuple[Factors, dict[str, Any]]:
+def _mapped(
+    adapter: Mapping[str, Factors], names: calibrate.Names, recipe: Recipe, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+) -> Moved:
+    targets: dict[str, int] = {}
+    for source, _ in names:
+        targets[source] = targets.get(source, 0) + 1
+    for done, pair in enumerate(_pairs(names, config, inputs, watch), 1):
+        share = 1 / targets[pair.source.name] if recipe.config.spread else 1.0
+        yield _move(pair, adapter[pair.source.name], recipe, share)
+        watch.progress(done, len(names), "modules")
+
+
+def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Iterator[Pair]:
+    """Pairs with what was seen of them on text; weights are read and decomposed `workers` pairs ahead."""
+    from paw.transfer.pairing import Pair
+
+    c, device, paths = config.transfer, config.runtime.device, [inputs[name].path for name in ("source", "target")]
+    shapes = [linear_shapes(path) for path in paths]
+    groups: Iterator[calibrate.Group]
+    if "moments" in inputs:
+        groups = calibrate.stored(inputs["moments"].path, names, device)
+    elif config.text is not None:
+        groups = calibrate.streamed(config.text, inputs, names, (shapes[0], shapes[1]), c.memory_gb, watch)
+    else:
+        groups = iter([(names, {})])
+    sides = [_sides(inputs[name], known, config) for name, known in zip(("source", "target"), shapes, strict=True)]
+    residual = _residual(inputs, config) if "embeddings" in (c.evidence, config.reference and config.reference.evidence) else None
+    attention = (heads(paths[0]), heads(paths[1]))
+
+    def ready(pair: Pair) -> Pair:
+        _ = pair.source.basis, pair.target.basis
+        return pair
+
+    ahead: deque[Future[Pair]] = deque()
+    with ThreadPoolExecutor(c.workers) as pool:
+        for group, sites in groups:
+            for name_s, name_t in group:
+                (layer_s, _), (layer_t, _) = layer_of(name_s), layer_of(name_t)
+                shared = {t[1]: site for (s, t), site in sites.items() if (s[0], t[0]) == (layer_s, layer_t)}
+                pair = Pair(sides[0](name_s), sides[1](name_t), shared, c.basis, attention, residual)
+                ahead.append(pool.submit(ready, pair))
+                if len(ahead) > c.workers:
+                    yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _sides(model: Input, shapes: Shapes, config: TransferStage) -> Callable[[str], Side]:
+    """Modules of one model by name; weights and bases are found when asked for."""
+    from paw.transfer.bases import Bases
+    from paw.transfer.pairing import Side
+
+    device = config.runtime.device
+    weights, bases = Weights(model.path, device), Bases.under(config.bases, model.fingerprint)
+
+    def side(name: str) -> Side:
+        read = partial(weights.__getitem__, name)
+        return Side(name, shapes[name], read, lambda k: bases.of(name, shapes[name], k, read, device))
+
+    return side
+
+
+def _residual(inputs: Mapping[str, Input], config: TransferStage) -> Site:
+    from paw.transfer.anchors import embedding_site, shared_tokens
+
+    paths = [inputs[name].path for name in ("source", "target")]
+    tokenizers = [load_tokenizer(path, trust) for path, trust in zip(paths, config.trust, strict=True)]
+    tables = []
+    for path in paths:
+        if EMBEDDINGS not in linear_shapes(path):
+            raise TransferError(f"{path}: has no {EMBEDDINGS}, which transfer=embedding looks at. Use another method.")
+        tables.append(Weights(path, config.runtime.device)[EMBEDDINGS])
+    return embedding_site(tables[0], tables[1], shared_tokens(tokenizers[0], tokenizers[1]))
+
+
+def _move(pair: Pair, factors: Factors, recipe: Recipe, share: float = 1.0) -> tuple[Factors, Row]:
     """The pair's factors on the target, and its row of the report."""
-    c, maps, device = recipe.config, recipe.maps(pair), pair.w_t.device
+    assert recipe.maps is not None
+    maps, device = recipe.maps(pair), pair.target.basis.u.device
     a, b = maps.t_in.right(factors.a.to(device)), maps.t_out.left(factors.b.to(device))
-    b = b * _gain(pair, factors, Factors(a, b), c.gain)
-    if recipe.spoil:
-        a, b = recipe.spoil(a, b)
+    mapped = Factors(a, b).norm()
+    a, b = recipe.spoil(a, b * (share * _gain(pair, factors, Factors(a, b), recipe.config.gain)))
     new = Factors(a.float().cpu(), b.float().cpu())
+    if not math.isfinite(new.norm()):
+        raise TransferError(f"{pair.target.name}: its factors are not finite. Is the calibration text of one kind only, or a penalty 0?")
     similarity, chance = _similarity(pair, maps)
-    row: dict[str, Any] = {
-        "source": pair.source,
-        "target": pair.target,
+    r2_in, r2_out = (None, None) if isinstance(recipe.config, PlaceboConfig) else _explained(pair, maps)
+    return new, {
+        "source": pair.source.name,
+        "target": pair.target.name,
+        **_norms((factors, pair.source.basis.norm), (new, pair.target.basis.norm)),
         "similarity": similarity,
         "chance": chance,
         "excess": similarity - chance,
-        "norm_before": factors.norm(),
-        "norm_after": new.norm(),
-        "relative_before": factors.norm() / float(pair.w_s.norm()),
-        "relative_after": new.norm() / float(pair.w_t.norm()),
+        "phi": _phi(pair),
+        "kept_energy": (mapped / max(factors.norm(), 1e-30)) ** 2,
+        "r2_in": r2_in,
+        "r2_out": r2_out,
     }
-    row["transferred"] = row[_scale(c)] >= c.similarity_threshold
-    return new, row
 
 
-def _scale(c: TransferConfig) -> str:
-    return "similarity" if c.similarity == "raw" else "excess"
+def _norms(before: tuple[Factors, float], after: tuple[Factors, float]) -> Row:
+    """‖ΔW‖, and beside the norm of its weight."""
+    row: Row = {}
+    for when, (factors, weight) in (("before", before), ("after", after)):
+        row |= {f"norm_{when}": factors.norm(), f"relative_{when}": factors.norm() / max(weight, 1e-30)}
+    return row
 
 
 def _similarity(pair: Pair, maps: Maps) -> tuple[float, float]:
@@ -172,9 +266,27 @@ def _similarity(pair: Pair, maps: Maps) -> tuple[float, float]:
     level. For equal shapes and the identity this is Φ of the weights; for cross_lora it is 1 by construction."""
     from paw.transfer.linalg import overlap
 
-    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
-    out, into = overlap(maps.t_out.left(u_s), u_t), overlap(maps.t_in.right(v_s.T).T, v_t)
-    return (out + into) / 2, (pair.k / len(u_t) + pair.k / len(v_t)) / 2
+    s, t = pair.source.basis, pair.target.basis
+    out, into = overlap(maps.t_out.left(s.u), t.u), overlap(maps.t_in.right(s.v.T).T, t.v)
+    return (out + into) / 2, (pair.k / len(t.u) + pair.k / len(t.v)) / 2
+
+
+def _phi(pair: Pair) -> float | None:
+    """Φ = ‖U_sᵀU_t‖²_F/k of the weights as they are, mean of both sides; None for different shapes."""
+    s, t = pair.source.basis, pair.target.basis
+    if pair.source.shape != pair.target.shape:
+        return None
+    return float((s.u.T @ t.u).square().sum() + (s.v.T @ t.v).square().sum()) / (2 * pair.k)
+
+
+def _explained(pair: Pair, maps: Maps) -> tuple[float | None, float | None]:
+    """R² of both maps on the positions held out, x_s ≈ T_in x_t and y_t ≈ T_out y_s; None where no text was run."""
+    from paw.transfer.linalg import explained
+
+    if not {pair.role.reads, pair.role.writes} <= pair.sites.keys() or len(pair.reads.held_s) < 2:
+        return None, None
+    reads, writes = pair.reads, pair.writes
+    return explained(reads.held_s, maps.t_in.left(reads.held_t.T).T), explained(writes.held_t, maps.t_out.left(writes.held_s.T).T)
 
 
 def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
@@ -186,22 +298,76 @@ def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
     if gain == "none":
         return 1.0
     if gain == "weight":
-        return (old.norm() / float(pair.w_s.norm())) / max(new.norm() / float(pair.w_t.norm()), 1e-30)
+        return (old.norm() / pair.source.basis.norm) / max(new.norm() / pair.target.basis.norm, 1e-30)
     if gain != "activation":
         return float(gain)
-    reads, _ = pair.seen()
-    share_s = _energy(old.a.to(pair.w_s.device), old.b.to(pair.w_s.device), reads.gram_s, pair.w_s)
-    share_t = _energy(new.a, new.b, reads.gram_t, pair.w_t)
+    device = pair.source.weight.device
+    share_s = _energy(old.a.to(device), old.b.to(device), pair.reads.gram_s, pair.source.weight)
+    share_t = _energy(new.a, new.b, pair.reads.gram_t, pair.target.weight)
     return float((share_s / max(share_t, 1e-30)) ** 0.5)
 
 
 def _energy(a: Any, b: Any, gram: Any, w: Any) -> float:
-    return float(((b.T @ b) * (a @ gram @ a.T)).sum().clamp_min(0) / ((w @ gram) * w).sum())
+    """Of a weight that puts nothing out the share is without bound, so the gain is 0: such a module gets nothing."""
+    return float(((b.T @ b) * (a @ gram @ a.T)).sum().clamp_min(0) / ((w @ gram) * w).sum().clamp_min(1e-30))
 
 
-def _refuse_misfit(adapter: Mapping[str, Factors], shapes: calibrate.Shapes, folder: Path) -> None:
-    for name, factors in adapter.items():
-        if name not in shapes:
-            raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
-        if tuple(shapes[name]) != (factors.b.shape[0], factors.a.shape[1]):
-            raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")
+# ---- by a fit of its own ----------------------------------------------------------------------------
+
+
+def _fitted(adapter: Mapping[str, Factors], recipe: Recipe, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Moved:
+    assert recipe.fit is not None
+    assert config.text is not None
+    run = calibrate.Calibration(config.text, inputs)
+    found = recipe.fit.fit(adapter, run, config.layers, recipe.fit_config, watch)
+    weights = [Weights(inputs[name].path, config.runtime.device) for name in ("source", "target")]
+    twins, roles = {t: s for s, t in config.layers}, by_layer(linear_shapes(inputs["source"].path))
+    for name, fitted in found.items():
+        layer, role = layer_of(name)
+        twin = roles[twins[layer]][role]
+        a, b = recipe.spoil(fitted.a, fitted.b)
+        before = adapter.get(twin, Factors(fitted.a[:0], fitted.b[:, :0]))  # it may adapt other modules than the source's
+        norms = _norms((before, float(weights[0][twin].norm())), (Factors(a, b), float(weights[1][name].norm())))
+        yield Factors(a, b), {"source": twin, "target": name, **norms}
+
+
+# ---- what is kept -----------------------------------------------------------------------------------
+
+
+def _gate(rows: list[Row], c: TransferConfig) -> None:
+    """Marks what is transferred: similar enough, and in one of the most similar layers.
+
+    Raises:
+        TransferError: if nothing is.
+    """
+    scale = "similarity" if c.similarity == "raw" else "excess"
+    for row in rows:
+        row["transferred"] = scale not in row or row[scale] >= c.similarity_threshold
+    if not any(row["transferred"] for row in rows):
+        best = max(row[scale] for row in rows)
+        raise TransferError(
+            f"transfer.similarity_threshold={c.similarity_threshold:g} lets no module through "
+            f"(the largest {c.similarity} similarity is {best:.4f}). Lower it."
+        )
+    if c.keep_top < 1:
+        by_target: dict[int, list[Row]] = {}
+        for row in rows:
+            by_target.setdefault(layer_of(row["target"])[0], []).append(row)
+        if scale not in rows[0]:
+            raise TransferError(f"transfer.keep_top: transfer={c.method} measures no similarity of layers. Leave it at 1.")
+        order = sorted(by_target, key=lambda layer: -sum(r[scale] for r in by_target[layer]) / len(by_target[layer]))
+        for layer in order[math.ceil(c.keep_top * len(order)) :]:
+            for row in by_target[layer]:
+                row["transferred"] = False
+
+
+def _joined(found: list[Factors]) -> Factors:
+    """Several sources' factors on one target module: added up, and cut to the largest of their ranks."""
+    if len(found) == 1:
+        return found[0]
+    import torch
+
+    from paw.transfer.linalg import recompress
+
+    a, b = torch.cat([f.a for f in found]), torch.cat([f.b for f in found], dim=1)
+    return Factors(*recompress(a, b, max(f.rank for f in found)))

@@ -14,9 +14,9 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    (u_s, v_s), (u_t, v_t), (reads, writes) = pair.basis_s, pair.basis_t, pair.seen()
-    t_in = (v_s, polar(v_s.T @ reads.cross @ v_t), v_t.T)
-    t_out = (u_t, polar(u_t.T @ writes.cross.T @ u_s), u_s.T)
+    s, t = pair.source.basis, pair.target.basis
+    t_in = (s.v, polar(s.v.T @ pair.reads.cross @ t.v), t.v.T)
+    t_out = (t.u, polar(t.u.T @ pair.writes.cross.T @ s.u), s.u.T)
     return Maps(Product(t_in), Product(t_out))
 
 

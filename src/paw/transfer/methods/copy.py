@@ -10,7 +10,7 @@ from paw.transfer.pairing import Pair
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
     pair.equal_shapes(config.method)
-    (m, n) = pair.w_s.shape
+    m, n = pair.source.shape
     return Maps(Eye(n, n), Eye(m, m))
 
 

@@ -14,8 +14,8 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
-    return Maps(Product((v_s, v_t.T)), Product((u_t, u_s.T)))
+    s, t = pair.source.basis, pair.target.basis
+    return Maps(Product((s.v, t.v.T)), Product((t.u, s.u.T)))
 
 
 METHOD = Method(maps)

@@ -10,9 +10,9 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
-    t_in = (v_s, v_s.T, v_t, v_t.T) if len(v_s) == len(v_t) else (v_s, v_t.T)
-    t_out = (u_t, u_t.T, u_s, u_s.T) if len(u_s) == len(u_t) else (u_t, u_s.T)
+    s, t = pair.source.basis, pair.target.basis
+    t_in = (s.v, s.v.T, t.v, t.v.T) if len(s.v) == len(t.v) else (s.v, t.v.T)
+    t_out = (t.u, t.u.T, s.u, s.u.T) if len(s.u) == len(t.u) else (t.u, s.u.T)
     return Maps(Product(t_in), Product(t_out))
 
 

@@ -10,8 +10,8 @@ from paw.transfer.pairing import Pair
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
     pair.equal_shapes(config.method)
-    u_t, v_t = pair.basis_t
-    return Maps(Product((v_t, v_t.T)), Product((u_t, u_t.T)))
+    t = pair.target.basis
+    return Maps(Product((t.v, t.v.T)), Product((t.u, t.u.T)))
 
 
 METHOD = Method(maps)

@@ -9,7 +9,7 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    (m_s, n_s), (m_t, n_t) = pair.w_s.shape, pair.w_t.shape
+    (m_s, n_s), (m_t, n_t) = pair.source.shape, pair.target.shape
     return Maps(Eye(n_s, n_t), Eye(m_t, m_s))
 
 

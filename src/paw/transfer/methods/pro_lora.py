@@ -33,8 +33,8 @@ class InAndOut:
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
     pair.equal_shapes(config.method)
-    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
-    return Maps(InAndOut(v_s, v_t), InAndOut(u_t, u_s))
+    s, t = pair.source.basis, pair.target.basis
+    return Maps(InAndOut(s.v, t.v), InAndOut(t.u, s.u))
 
 
 METHOD = Method(maps)

@@ -13,8 +13,7 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    reads, writes = pair.seen()
-    return Maps(Product((reads.procrustes,)), Product((writes.procrustes.T,)))
+    return Maps(Product((pair.reads.procrustes,)), Product((pair.writes.procrustes.T,)))
 
 
 METHOD = Method(maps)

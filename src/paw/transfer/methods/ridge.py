@@ -12,8 +12,7 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: RidgeConfig) -> Maps:
-    reads, writes = pair.seen()
-    return Maps(Product((reads.ridge_to_source(config.penalty),)), Product((writes.ridge_to_target(config.penalty),)))
+    return Maps(Product((pair.reads.ridge_to_source(config.penalty),)), Product((pair.writes.ridge_to_target(config.penalty),)))
 
 
 METHOD = Method(maps)

@@ -14,10 +14,10 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: SignRandomConfig) -> Maps:
-    (u_s, v_s), (u_t, v_t) = pair.basis_s, pair.basis_t
+    s, t = pair.source.basis, pair.target.basis
     seed = int.from_bytes(hashlib.sha256(f"{config.seed} {pair.source} {pair.target}".encode()).digest()[:7], "big")
-    signs = torch.randint(0, 2, (pair.k,), generator=torch.Generator().manual_seed(seed)).to(u_s) * 2 - 1
-    return Maps(Product((v_s * signs, v_t.T)), Product((u_t * signs, u_s.T)))
+    signs = torch.randint(0, 2, (pair.k,), generator=torch.Generator().manual_seed(seed)).to(s.u) * 2 - 1
+    return Maps(Product((s.v * signs, t.v.T)), Product((t.u * signs, s.u.T)))
 
 
 METHOD = Method(maps)

@@ -1,0 +1,124 @@
+"""Transfer at the true shapes of Llama-3-8B and Qwen2.5-7B (random values, bf16), and the seeds' way beside it.
+
+python benchmarks/scale.py write DIR           both models' folders and a rank-16 adapter, 31 GB
+python benchmarks/scale.py transfer DIR [4]    cross_lora, k = 320, of so many whole layers (or all), twice: seconds, peak memory
+python benchmarks/scale.py svd DIR [ROLE ...]  singular bases of layer 0 beside torch.linalg.svd of the whole weights
+"""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import save_file
+
+from paw.config.compose import compose_config, transfer_named
+from paw.models.adapters import Factors, write_adapter
+from paw.models.load import Runtime
+from paw.models.tensors import Weights, linear_shapes
+from paw.store import Input, Store
+from paw.text import markdown_table
+from paw.transfer import stage
+from paw.transfer.linalg import overlap, singular_basis
+from paw.transfer.modules import by_layer, proportional
+
+K = 320
+MODELS = {  # hidden, neurons, layers, query heads, key-value heads, vocabulary
+    "llama3_8b": (4096, 14336, 32, 32, 8, 128256),
+    "qwen25_7b": (3584, 18944, 28, 28, 4, 152064),
+}
+
+
+class Quiet:
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        print(f"  {time.strftime('%H:%M:%S')} {done} of {total} {note}", flush=True) if done % 7 == 0 else None
+
+    def metrics(self, values: object, step: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+def write(root: Path) -> None:
+    for name, (d, ff, layers, heads, groups, vocabulary) in MODELS.items():
+        folder, size = root / name, d // heads
+        folder.mkdir(parents=True)
+        config = {"hidden_size": d, "num_attention_heads": heads, "num_key_value_heads": groups}
+        (folder / "config.json").write_text(json.dumps(config))
+        rows = {"self_attn.q_proj": (d, d), "self_attn.k_proj": (groups * size, d), "self_attn.v_proj": (groups * size, d)}
+        rows |= {"self_attn.o_proj": (d, d), "mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff)}
+        torch.manual_seed(0)
+        for layer in range(layers):
+            tensors = {f"model.layers.{layer}.{m}.weight": (torch.randn(s) * 0.02).bfloat16() for m, s in rows.items()}
+            save_file(tensors, folder / f"model-{layer:05}.safetensors")
+        ends = {f"{m}.weight": (torch.randn(vocabulary, d) * 0.02).bfloat16() for m in ("model.embed_tokens", "lm_head")}
+        save_file(ends, folder / "model-ends.safetensors")
+
+
+def adapter(root: Path, layers: int) -> Path:
+    folder = root / f"adapter_{layers}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    torch.manual_seed(1)
+    modules = {}
+    for roles in list(by_layer(shapes := linear_shapes(root / "llama3_8b")).values())[:layers]:
+        modules |= {n: Factors(torch.randn(16, shapes[n][1]) * 0.01, torch.randn(shapes[n][0], 16) * 0.01) for n in roles.values()}
+    write_adapter(folder, modules, None)
+    return folder
+
+
+def transfer(root: Path, layers: int) -> None:
+    like = compose_config(["transfer=cross_lora", f"transfer.basis={K}", "transfer.gain=weight", "transfer.controls=[]"]).transfer
+    depths = [MODELS[name][2] for name in MODELS]
+    artifacts = root / f"artifacts_{layers}"
+    shutil.rmtree(artifacts, ignore_errors=True)
+    inputs = {
+        "source": Input(root / "llama3_8b", "s"),
+        "target": Input(root / "qwen25_7b", "t"),
+        "adapter": Input(adapter(root, layers), "a"),
+    }
+    config = stage.TransferStage(transfer_named("cross_lora", like), None, list(proportional(*depths)), None, Runtime("float32"))
+    config.bases = str(artifacts / "bases")
+    before = psutil.Process().memory_info().rss / 2**30
+    rows = [["run", "target modules", "seconds", "peak resident GiB"]]
+    for run in ("first", "second, bases kept"):
+        done = Store(artifacts, ["transfer"]).run(stage.STAGE, config, inputs, Quiet())
+        cost = done.cost
+        rows.append([run, str(done.result["target_modules"]), f"{cost['seconds']:.1f}", f"{cost['ram_mib'] / 1024:.2f}"])
+    kept = sum(f.stat().st_size for f in (artifacts / "bases").iterdir()) / 2**30
+    print(markdown_table(rows))
+    print(f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, resident before {before:.2f} GiB")
+
+
+def svd(root: Path, roles: list[str]) -> None:
+    rows = [["module", "shape", "torch.linalg.svd s", "Gram and eigh s", "ratio", "overlap of u", "of v"]]
+    total = [0.0, 0.0]
+    for name in MODELS:
+        shapes, weights = linear_shapes(root / name), Weights(root / name, "cpu")
+        for role in roles or ["k_proj", "q_proj", "down_proj"]:
+            module = by_layer(shapes)[0][role]
+            w = weights[module]
+            began = time.perf_counter()
+            ours = singular_basis(w, K)
+            between = time.perf_counter()
+            u, _, vh = torch.linalg.svd(w, full_matrices=False)
+            seconds = (time.perf_counter() - between, between - began)
+            total = [t + s for t, s in zip(total, seconds, strict=True)]
+            same = [overlap(a, b) for a, b in ((ours.u, u[:, :K]), (ours.v, vh[:K].T))]
+            ratio = seconds[0] / seconds[1]
+            shape = "×".join(map(str, w.shape))
+            rows.append([f"{name} {role}", shape, *(f"{s:.2f}" for s in seconds), f"{ratio:.1f}", *(f"{s:.6f}" for s in same)])
+            print(rows[-1], flush=True)
+    rows.append(["all", "", *(f"{t:.1f}" for t in total), f"{total[0] / total[1]:.1f}", "", ""])
+    print(markdown_table(rows))
+
+
+if __name__ == "__main__":
+    what, where, *rest = sys.argv[1:] if len(sys.argv) > 2 else sys.exit(__doc__)
+    if what == "write":
+        write(Path(where))
+    elif what == "transfer":
+        transfer(Path(where), int(rest[0]) if rest else 32)
+    else:
+        svd(Path(where), rest)

@@ -1,0 +1,212 @@
+"""Methods that look at more than two modules' moments: embeddings, heads, running models; and placebos of the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Silent
+from paw.config.compose import compose_config, transfer_named
+from paw.config.schema import TransferConfig
+from paw.errors import TransferError
+from paw.models.adapters import Factors, read_adapter
+from paw.models.layout import heads
+from paw.models.load import Runtime, load_tokenizer
+from paw.models.tensors import Weights
+from paw.paths import embedded
+from paw.store import Input
+from paw.transfer import calibrate
+from paw.transfer import stage as transferring
+from paw.transfer.activations import hold_out, pair_texts, seen
+from paw.transfer.anchors import embedding_site, shared_tokens
+from paw.transfer.linalg import explained
+from paw.transfer.methods import shift
+from paw.transfer.modules import by_layer
+from test_layers import TEXT, models
+from test_transfer import QUICK, TINY, random_adapter, run
+
+
+def method(name: str, **changes: object) -> TransferConfig:
+    return replace(transfer_named(name, compose_config([]).transfer), **QUICK | changes)  # type: ignore[arg-type]
+
+
+# ---- embeddings -------------------------------------------------------------------------------------
+
+
+def test_shared_tokens_are_the_same_bytes() -> None:
+    s, t = (load_tokenizer(TINY[name]) for name in TINY)
+    shared = shared_tokens(s, t)
+    assert len(shared) > 100
+    for i, j in shared:
+        assert s.decode([i]) == t.decode([j])
+        assert {i, j}.isdisjoint({*s.all_special_ids} & {*t.all_special_ids})
+    assert shared_tokens(s, s) == [(i, i) for i, _ in shared_tokens(s, s)]
+
+
+def test_a_blank_is_a_blank_in_both_kinds_of_vocabulary() -> None:
+    class Vocabulary:
+        def __init__(self, tokens: list[str]) -> None:
+            self.tokens, self.all_special_ids = tokens, [0]
+
+        def get_vocab(self) -> dict[str, int]:
+            return {t: i for i, t in enumerate(self.tokens)}
+
+    bytelevel = Vocabulary(["<s>", "Ġthe", "the", "Ã©", "Ċ"])
+    pieces = Vocabulary(["<s>", "▁the", "the", "é", "\n", "<0x0A>", "<unused7>"])
+    assert shared_tokens(bytelevel, pieces) == [(4, 4), (1, 1), (2, 2), (3, 3)]
+    with pytest.raises(TransferError, match="share no token"):
+        embedding_site(torch.zeros(9, 2), torch.zeros(9, 2), shared_tokens(Vocabulary(["<s>", "a"]), Vocabulary(["<s>", "b"])))
+
+
+def test_embeddings_find_a_rotation() -> None:
+    g = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(16, 16, generator=g))[0]
+    source, order = torch.randn(80, 16, generator=g), torch.randperm(80, generator=g)
+    target = (source @ q)[order] * 3 + 1
+    shared = [(int(order[j]), j) for j in range(80)]
+    target[5] = 1e-6  # a token that was never trained
+    assert torch.allclose(embedding_site(source, target, shared).procrustes, q, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["embedding", "per_head"])
+def test_self_transfer_of_a_real_model(tmp_path: Path, name: str) -> None:
+    before = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
+    after = read_adapter(run(tmp_path, "tiny_llama", "tiny_llama", method(name))[0])
+    for module, old in before.items():
+        assert (after[module].b @ after[module].a - old.b @ old.a).norm() < 5e-3 * old.norm(), module
+
+
+# ---- heads ------------------------------------------------------------------------------------------
+
+
+def test_heads_are_read_from_the_config(tmp_path: Path) -> None:
+    found = heads(TINY["tiny_qwen2"])
+    shapes = Weights(TINY["tiny_qwen2"], "cpu")["model.layers.0.self_attn.k_proj"].shape
+    assert found.keyvalue * found.dim == shapes[0]
+    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e5}}')
+    assert (heads(tmp_path).dim, heads(tmp_path).keyvalue, heads(tmp_path).theta) == (16, 4, 5e5)
+
+
+def test_queries_and_keys_are_mapped_by_maps_that_commute_with_rotation(tmp_path: Path) -> None:
+    from paw.transfer.methods import per_head
+    from paw.transfer.pairing import Pair, Side
+
+    config, run_ = method("per_head"), models("tiny_llama", "tiny_qwen2")
+    stage = calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 2000)
+    calibrate.calibrate(stage, run_ | TEXT, tmp_path, Silent())
+    name = "model.layers.0.self_attn.q_proj"
+    [(_, sites)] = calibrate.stored(tmp_path, [(name.replace("q_", f"{r}_"),) * 2 for r in "qkvo"], "cpu")
+    both = (heads(TINY["tiny_llama"]), heads(TINY["tiny_qwen2"]))
+    sides = [Side(name, w.shape, lambda w=w: w, lambda k: None) for w in (Weights(TINY[m], "cpu")[name] for m in TINY)]  # type: ignore[misc]
+    t_out = per_head.maps(Pair(sides[0], sides[1], {t[1]: site for (_, t), site in sites.items()}, heads=both), config).t_out
+
+    def turn(x: torch.Tensor, h: object, angle: float) -> torch.Tensor:
+        """Every pair (i, i + dim/2) of every head turned by one angle, as a rotation common to all frequencies."""
+        y = x.reshape(-1, 2, h.dim // 2)  # type: ignore[attr-defined]
+        c, s = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
+        return torch.stack([y[:, 0] * c - y[:, 1] * s, y[:, 0] * s + y[:, 1] * c], dim=1).reshape(-1)
+
+    x = torch.randn(sides[0].shape[0], generator=torch.Generator().manual_seed(0))
+    one = turn(t_out.left(x[:, None])[:, 0], both[1], 0.7)
+    other = t_out.left(turn(x, both[0], 0.7)[:, None])[:, 0]
+    assert one.norm() > 0.1
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+# ---- running models ---------------------------------------------------------------------------------
+
+
+def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_path: Path) -> None:
+    """On the same model, so that what the stream should do is known exactly; on text that the fit has not seen."""
+    factors = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
+    factors = {name: Factors(f.a * 0.3, f.b) for name, f in factors.items()}
+    stage = calibrate.CalibrateStage(Runtime("float32"), [(i, i) for i in range(4)], 4000)
+    known = calibrate.Calibration(stage, models("tiny_llama", "tiny_llama") | TEXT)
+    config = method("shift", map_penalty=1e-6, penalty=1e-6)
+    found = shift.fit(factors, known, stage.layers, config, Silent())  # type: ignore[arg-type]
+    assert {name.split(".")[-1] for name in found} == {"o_proj", "down_proj"}
+    assert {f.rank for f in found.values()} == {4}
+    places = shift._streams(known.target, by_layer(known.parts[1]))
+    known.fit = known.held
+    plain = shift._capture(known, 1, places)
+    ends = []
+    for adapted in (factors, found):
+        with shift.adapted(known.target, known.parts[1], adapted):
+            ends.append({space: x - plain[space] for space, x in shift._capture(known, 1, places).items()})
+    last = max(places, key=lambda space: (space[0], space[1].side == "out"))
+    assert explained(ends[0][last], ends[1][last]) > 0.5
+    with shift.adapted(known.target, known.parts[1], {}):
+        assert torch.equal(shift._capture(known, 1, places)[last], plain[last])
+
+
+def test_shift_refuses_what_does_not_fit_into_memory(tmp_path: Path) -> None:
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    with pytest.raises(TransferError, match=r"transfer=shift keeps .* transfer\.memory_gb=0\.001"):
+        run(tmp_path, "tiny_llama", "tiny_qwen2", method("shift", memory_gb=0.001), streaming=True)
+
+
+# ---- evidence spoilt, and held out ------------------------------------------------------------------
+
+
+def test_shuffled_positions_keep_each_models_own_moments(tmp_path: Path) -> None:
+    """The Grams are the same to rounding; the cross moments are those of independent samples: the product of the means."""
+    stage = calibrate.CalibrateStage(Runtime("float32"), [(3, 3)], 4000)
+    names = [("model.layers.3.self_attn.v_proj",) * 2]
+    found = {}
+    for shuffle in (None, 0, 1):
+        out = tmp_path / str(shuffle)
+        out.mkdir()
+        calibrate.calibrate(replace(stage, shuffle=shuffle), models("tiny_llama", "tiny_qwen2") | TEXT, out, Silent())
+        [(_, sites)] = calibrate.stored(out, names, "cpu")
+        found[shuffle] = sites
+    for space, site in found[None].items():
+        one, two = found[0][space], found[1][space]
+        for gram in ("gram_s", "gram_t"):
+            assert torch.allclose(getattr(one, gram), getattr(site, gram), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(one.cross, two.cross, rtol=1e-2)
+        right = explained(site.held_s, site.held_t @ site.procrustes.T)
+        wrong = explained(one.held_s, one.held_t @ one.procrustes.T)
+        assert wrong < 0.1 < right
+
+
+def test_held_out_texts_are_not_fitted_on() -> None:
+    s, t = (load_tokenizer(TINY[name]) for name in TINY)
+    lines = (embedded("facts") / "calibration.txt").read_text().splitlines()
+    texts = pair_texts(lines, s, t, 3000)
+    fit, held = hold_out(texts, 200)
+    assert [*fit, *held] == texts
+    assert 150 < sum(len(x.positions) for x in held) <= 200
+    assert hold_out(texts[:1], 200) == (texts[:1], [])
+    fit, held = hold_out(pair_texts(lines, s, t, 500), 512)
+    assert sum(len(x.positions) for x in held) <= 50
+
+
+def test_both_models_are_seen_at_the_same_positions() -> None:
+    stage = calibrate.CalibrateStage(Runtime("float32"), [], 300, batch_size=7)
+    known = calibrate.Calibration(stage, models("tiny_llama", "tiny_llama") | TEXT)
+    places = shift._streams(known.source, by_layer(known.parts[0]))
+    for now_s, now_t in seen(known.models, (places, places), known.texts, 7, known.pads):
+        for space in places:
+            assert torch.equal(now_s[space], now_t[space])
+
+
+def test_a_placebo_of_a_method_without_maps_is_spoilt_too(tmp_path: Path) -> None:
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    like = method("shift", positions=1500)
+    layers = [(0, 0), (3, 4)]
+    stage = calibrate.CalibrateStage(Runtime("float32"), layers, 1500)
+    inputs = models("tiny_llama", "tiny_qwen2") | TEXT | {"adapter": Input(tmp_path / "adapter", "a")}
+    found = []
+    for name in ("shift", "negated"):
+        out = tmp_path / name
+        out.mkdir()
+        config = like if name == "shift" else transfer_named(name, like)
+        what = transferring.TransferStage(config, None if name == "shift" else like, layers, stage, Runtime("float32"))
+        result = transferring.transfer(what, inputs, out, Silent())
+        assert result["target_modules"] == 4
+        found.append(read_adapter(out))
+    for module, real in found[0].items():
+        assert torch.allclose(found[1][module].b @ found[1][module].a, -(real.b @ real.a), atol=1e-6)
