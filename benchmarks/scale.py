@@ -2,7 +2,7 @@
 
 python benchmarks/scale.py write DIR           both models' folders and a rank-16 adapter, 31 GB
 python benchmarks/scale.py transfer DIR [4]    cross_lora, k = 320, of so many whole layers (or all), twice: seconds, peak memory
-python benchmarks/scale.py svd DIR [ROLE ...]  singular bases of layer 0 beside torch.linalg.svd of the whole weights
+python benchmarks/scale.py svd DIR [ROLE ...]  singular bases of layer 0 beside torch.linalg.svd; ROLE:default with square factors
 """
 
 import json
@@ -92,23 +92,23 @@ def transfer(root: Path, layers: int) -> None:
 
 
 def svd(root: Path, roles: list[str]) -> None:
+    """`ROLE` beside the thin SVD, `ROLE:default` beside torch.linalg.svd as it is called without arguments (square factors)."""
     rows = [["module", "shape", "torch.linalg.svd s", "Gram and eigh s", "ratio", "overlap of u", "of v"]]
     total = [0.0, 0.0]
     for name in MODELS:
         shapes, weights = linear_shapes(root / name), Weights(root / name, "cpu")
-        for role in roles or ["k_proj", "q_proj", "down_proj"]:
-            module = by_layer(shapes)[0][role]
-            w = weights[module]
+        for role in roles or by_layer(shapes)[0]:
+            role, _, whole = role.partition(":")
+            w = weights[by_layer(shapes)[0][role]]
             began = time.perf_counter()
             ours = singular_basis(w, K)
             between = time.perf_counter()
-            u, _, vh = torch.linalg.svd(w, full_matrices=False)
+            u, _, vh = torch.linalg.svd(w, full_matrices=bool(whole))
             seconds = (time.perf_counter() - between, between - began)
             total = [t + s for t, s in zip(total, seconds, strict=True)]
             same = [overlap(a, b) for a, b in ((ours.u, u[:, :K]), (ours.v, vh[:K].T))]
-            ratio = seconds[0] / seconds[1]
-            shape = "×".join(map(str, w.shape))
-            rows.append([f"{name} {role}", shape, *(f"{s:.2f}" for s in seconds), f"{ratio:.1f}", *(f"{s:.6f}" for s in same)])
+            figures = [*(f"{s:.2f}" for s in seconds), f"{seconds[0] / seconds[1]:.1f}", *(f"{s:.6f}" for s in same)]
+            rows.append([f"{name} {role}{' (default)' if whole else ''}", "×".join(map(str, w.shape)), *figures])
             print(rows[-1], flush=True)
     rows.append(["all", "", *(f"{t:.1f}" for t in total), f"{total[0] / total[1]:.1f}", "", ""])
     print(markdown_table(rows))

@@ -80,6 +80,13 @@ def test_a_control_keeps_its_own_defaults_and_shares_the_rest() -> None:
     assert transfer_named("random", compose_config(["transfer=cross_lora"]).transfer).reference == "cross_lora"  # type: ignore[attr-defined]
 
 
+def test_standard_controls_are_the_placebos_that_a_method_can_have() -> None:
+    assert compose_config(["transfer.controls=standard"]).transfer.controls == ["random", "shuffled", "negated"]
+    assert compose_config(["transfer=cross_lora", "transfer.controls=standard"]).transfer.controls == ["random", "negated", "sign_random"]
+    shuffled = transfer_named("shuffled", compose_config(["transfer=shift"]).transfer)
+    assert (shuffled.reference, shuffled.evidence) == ("shift", "models")  # type: ignore[attr-defined]
+
+
 def test_help_is_quick_and_lists_choices() -> None:
     def once() -> float:
         began = time.perf_counter()
@@ -137,6 +144,12 @@ WRONG = [
     ("transfer.penalty=1", "transfer.penalty"),
     ("transfer.similarity_threshold=high", "transfer.similarity_threshold"),
     ("transfer.controls=[foo]", "cross_lora"),
+    ("transfer.controls=standart", "transfer.controls"),
+    ("transfer.controls=3", "transfer.controls"),
+    ("transfer.layers=ckaa", "cka"),
+    ("transfer.keep_top=0", "transfer.keep_top"),
+    ("transfer.draws=0", "transfer.draws"),
+    ("transfer.workers=0", "transfer.workers"),
     ("dataset.kind=arcs", "arc"),
     ("models=[llama9]", "llama3_8b"),
     ("adapters=[x]", "adapters"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import QUICK, ROOT, Paw
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded
 
 pytestmark = pytest.mark.slow
-STAGES = ["evaluate", "train", "calibrate", "transfer"]
+STAGES = ["evaluate", "train", "match", "calibrate", "transfer"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +72,9 @@ def test_the_default_method_stands_beside_methods_and_a_placebo_that_fail(demo: 
     method = found["target + procrustes"]
     assert method["gap_low"] > 0.1
     assert method["coverage"] == 1.0
-    for control in ("cross_lora", "pad_truncate", "random"):
+    draws = [name for name in found if name.startswith("target + random ")]
+    assert len(draws) == 5
+    for control in ("cross_lora", "pad_truncate", *(name.removeprefix("target + ") for name in draws)):
         row = found[f"target + {control}"]
         assert row["gap_recovered"] < 0.1, control
         versus = next(v for v in method["versus"] if v["versus"] == f"target + {control}")
@@ -176,11 +180,85 @@ def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_b
     paw("task=transfer", "experiment=demo", "transfer=ridge", "transfer.controls=[]", f"adapter.path={source}", cwd=folder)
     moved = newest(folder) / "adapters" / "target_ridge"
     assert (moved / "adapter_model.safetensors").is_file()
+    manifest = json.loads((moved / "paw.json").read_text())
+    assert manifest["config"]["method"] == "ridge"
+    assert manifest["source"]["path"] == str(embedded("tiny_llama"))
+    assert manifest["figures"]["coverage"] == 1.0
+    assert "**align**" in (moved / "report.md").read_text()
+    assert (moved / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert "Feasibility: align" in (newest(folder) / "run.log").read_text()
     done = paw("task=evaluate", "models=[tiny_llama]", f"adapters=[{moved}]", "dataset=facts", cwd=folder, ok=False)
     assert done.returncode == 2
     assert "another base" in done.stderr.strip().splitlines()[-1]
     done = paw("task=evaluate", "models=[tiny_qwen2]", f"adapters=[{moved}]", "dataset=facts", cwd=folder)
     assert "tiny_qwen2 + target_ridge" in results(newest(folder))
+
+
+def spoil_nothing(folder: Path) -> None: ...
+
+
+def cut(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def change(folder: Path, name: str, function: Any) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    function(tensors, next(k for k in tensors if name in k))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+SPOILT: dict[str, tuple[Any, list[str], str]] = {
+    "another base": (spoil_nothing, ["model@source=tiny_qwen2", "model@target=tiny_llama"], "made for another base"),
+    "another base, no stamp": (lambda f: (f / "paw.json").unlink(), ["model@source=tiny_qwen2"], "does not fit the source"),
+    "truncated": (cut, [], "is damaged"),
+    "missing key": (lambda f: change(f, "lora_A", lambda t, k: t.pop(k)), [], "has lora_B but not the other factor"),
+    "extra key": (lambda f: change(f, "lora_A", lambda t, k: t.update({"base_model.model.lm_head.weight": t[k]})), [], "unexpected tensor"),
+    "not finite": (lambda f: change(f, "lora_B", lambda t, k: t[k].fill_(float("nan"))), [], "not finite"),
+    "wrong rank": (lambda f: set_config(f, r=16), [], "not of rank 16"),
+    "DoRA": (lambda f: set_config(f, use_dora=True), [], "DoRA magnitudes"),
+    "no common word": (spoil_nothing, ["transfer.calibration=EMPTY"], "Give other text"),
+    "a model of weights only": (spoil_nothing, ["target.path=STRANGE"], "this architecture is not known"),
+    "nothing similar": (spoil_nothing, ["transfer.similarity_threshold=0.9999"], "lets no module through"),
+    "nothing to shuffle": (spoil_nothing, ["transfer=cross_lora", "transfer.controls=[shuffled]"], "looks at no text"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(demo: Demo, paw: Paw, tmp_path: Path, what: str) -> None:
+    spoil, arguments, expected = SPOILT[what]
+    adapter = tmp_path / "adapter"
+    shutil.copytree(first(demo[0]) / "adapters" / "source", adapter)
+    spoil(adapter)
+    (tmp_path / "EMPTY").write_text("\n")
+    strange = tmp_path / "STRANGE"
+    shutil.copytree(embedded("tiny_llama"), strange)
+    tensors = load_file(strange / "model.safetensors")
+    save_file({k.replace("layers", "blocks"): v for k, v in tensors.items()}, strange / "model.safetensors")
+    done = paw("task=transfer", "experiment=demo", "transfer.controls=[]", f"adapter.path={adapter}", *arguments, ok=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("paw: error: ")
+    assert expected in line
+    assert not list((tmp_path / "outputs").glob("runs/*"))
+    assert not list((tmp_path / "outputs" / "artifacts").glob("transfer/*/adapter_config.json"))
+
+
+def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -> None:
+    paw("experiment=demo", "transfer=ridge", "transfer.controls=standard", "transfer.draws=3", cwd=demo[0])
+    found = results(newest(demo[0]))
+    names = [f"{p} {i}" for p in ("random", "shuffled") for i in (1, 2, 3)] + ["negated"]
+    assert [n for n in found if n.startswith("target + ")] == ["target + ridge", *(f"target + {n}" for n in names), "target + own adapter"]
+    assert {v["versus"] for v in found["target + ridge"]["versus"]} == {"target base", *(f"target + {n}" for n in names)}
+    assert all(v["low"] > 0 for v in found["target + ridge"]["versus"])
+    summary = (newest(demo[0]) / "summary.md").read_text()
+    assert "| target + shuffled, 3 draws" in summary
+    assert "target + ridge is above 3 and below 0 of 3 draws of target + random" in summary
 
 
 # ---- broken off, shared -----------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class System:
         stages = [*self.made, self.evaluation]
         gpu = [a.cost["gpu_mib"] for a in stages if a.cost["gpu_mib"] is not None]
         return {
-            "system": self.name, "model": self.model, **self.result,
+            "system": self.name, "draw_of": self.draw_of or self.name, "model": self.model, **self.result,
             "seconds": sum(a.cost["seconds"] or 0 for a in stages), "ram_mib": max(a.cost["ram_mib"] or 0 for a in stages),
             "gpu_mib": max(gpu) if gpu else None, "coverage": self.coverage,
             "gap_recovered": self.gap.recovered if self.gap else None,

@@ -162,7 +162,7 @@ class Stages:
     def check_transfer(self, adapter: Adapter, source: Base, target: Base) -> None:
         """What an adapter from elsewhere may have wrong is said before anything is computed."""
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
-        depths = [len(by_layer(linear_shapes(base.input.path))) for base in (source, target)]
+        depths = [len(transferring.layers_of(base.input.path)) for base in (source, target)]
         transferring.plan(inputs, spread(proportional(*depths), *depths))
 
     def _match(self, c: TransferConfig, source: Base, target: Base) -> Artifact | None:
@@ -173,7 +173,10 @@ class Stages:
         text = None if by_weights else replace(self._calibrate(c, source, target, []), positions=HELD)
         config = matching.MatchStage(text, c.basis or 320, self.runtime.device, self._bases)
         inputs = {"source": source.input, "target": target.input, **({} if by_weights else self._calibration(c))}
-        return self._run(matching.STAGE, config, inputs, f"compare the layers of {source.name} and {target.name}")
+        done = self._run(matching.STAGE, config, inputs, f"compare the layers of {source.name} and {target.name}")
+        matrix = done.result["similarity"]
+        self._tell_once(done, f"layers: {len(matrix)} × {len(matrix[0])} compared by {done.result['by']}")
+        return done
 
     def transfer(self, adapter: Adapter, source: Base, target: Base, c: TransferConfig) -> Adapter:
         """The source's adapter on the target, by one method."""
@@ -213,7 +216,7 @@ class Stages:
 
     def _layers(self, c: TransferConfig, source: Base, target: Base) -> list[tuple[int, int]]:
         """Matched layers (source, target)."""
-        depths = [len(by_layer(linear_shapes(base.input.path))) for base in (source, target)]
+        depths = [len(transferring.layers_of(base.input.path)) for base in (source, target)]
         if c.layers in ("proportional", "index"):
             layers = (proportional if c.layers == "proportional" else by_index)(*depths)
         else:
@@ -245,11 +248,8 @@ class Stages:
         """What both models do on the calibration text."""
         inputs = {"source": source.input, "target": target.input, **self._calibration(c)}
         done = self._run(calibrating.STAGE, text, inputs, f"calibrate {source.name} and {target.name}")
-        if done.key not in self._told:
-            self._told.add(done.key)
-            r = done.result
-            paired = "" if text.shuffle is None else ", paired at random"
-            self._tell(done, f"calibrate: {r['positions']} positions of {r['texts']} texts{paired}, {r['mib']} MiB")
+        r, paired = done.result, "" if text.shuffle is None else ", paired at random"
+        self._tell_once(done, f"calibrate: {r['positions']} positions of {r['texts']} texts{paired}, {r['mib']} MiB")
         return done.as_input()
 
     def _calibration(self, c: TransferConfig) -> dict[str, Input]:
@@ -267,6 +267,11 @@ class Stages:
         if stage is not evaluation.STAGE:
             self.engines.release()  # what comes needs the memory
         return self.store.run(stage, config, inputs, self.console)
+
+    def _tell_once(self, done: Artifact, text: str) -> None:
+        if done.key not in self._told:
+            self._told.add(done.key)
+            self._tell(done, text)
 
     def _tell(self, done: Artifact, text: str) -> None:
         self.console.close()

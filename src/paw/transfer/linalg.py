@@ -62,7 +62,7 @@ def singular_basis(w: Tensor, k: int) -> Basis:
     a = _work(w)
     flip = a.shape[0] > a.shape[1]
     a = a.T if flip else a
-    values, left = _top(a @ a.T, k)
+    values, left = _top(a, k)
     values = values.clamp_min(torch.finfo(a.dtype).tiny).sqrt()
     right = a.T @ left / values
     u, v = (right, left) if flip else (left, right)
@@ -72,17 +72,21 @@ def singular_basis(w: Tensor, k: int) -> Basis:
     return Basis(u.to(w.dtype), v.to(w.dtype), values.to(w.dtype), float(w.norm()))
 
 
-def _top(gram: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest eigenvalues, descending, and their vectors. LAPACK finds a part of a large spectrum in less than half
-    of the time of the whole."""
-    if gram.device.type == "cpu" and len(gram) > SMALL and k <= len(gram) // 4:
-        from scipy.linalg import eigh
+def _top(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest eigenvalues of a·aᵀ, descending, and their vectors.
 
-        part = (len(gram) - k, len(gram) - 1)
-        found = eigh(gram.numpy(), subset_by_index=part, driver="evr", overwrite_a=True, check_finite=False)
+    On a CPU a large Gram matrix is computed as the triangle it is, and LAPACK finds a part of its spectrum: less than half
+    of the time of the whole of both."""
+    if a.device.type == "cpu" and len(a) > SMALL and k <= len(a) // 4:
+        from scipy.linalg import eigh
+        from scipy.linalg.blas import ssyrk
+
+        gram = ssyrk(1.0, a.contiguous().numpy().T, trans=1, lower=0)  # the upper triangle; .T is the view that BLAS wants
+        part = (len(a) - k, len(a) - 1)
+        found = eigh(gram, lower=False, subset_by_index=part, driver="evr", overwrite_a=True, check_finite=False)
         values, vectors = (torch.from_numpy(x) for x in found)
     else:
-        values, vectors = torch.linalg.eigh(gram)
+        values, vectors = torch.linalg.eigh(a @ a.T)
     return values[-k:].flip(0), vectors[:, -k:].flip(1)
 
 

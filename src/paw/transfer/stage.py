@@ -82,7 +82,7 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
     joined = {name: _joined(several) for name, several in parts.items()}
     write_adapter(out, fused(joined, module_parts(inputs["target"].path)), config.base_name)
     word, why = feasibility(rows)
-    linears = by_layer(linear_shapes(inputs["target"].path))
+    linears = layers_of(inputs["target"].path)
     result = {
         "method": c.method,
         "coverage": len(used & adapter.keys()) / len(adapter),  # of the source adapter's modules
@@ -111,15 +111,24 @@ def plan(inputs: Mapping[str, Input], layers: Sequence[tuple[int, int]]) -> tupl
     """
     source, target, folder = inputs["source"].path, inputs["target"].path, inputs["adapter"].path
     adapter, shapes = unfused(read_adapter(folder), module_parts(source)), linear_shapes(source)
-    for path, known in ((source, shapes), (target, linear_shapes(target))):
-        if not by_layer(known):
-            raise TransferError(f"{path}: none of its weights is a {', '.join(ROLES)} of a layer; this architecture is not known here.")
     for name, factors in adapter.items():
         if name not in shapes:
             raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
         if shapes[name] != (factors.b.shape[0], factors.a.shape[1]):
             raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")
-    return adapter, pair_names(adapter, by_layer(linear_shapes(target)), layers)
+    return adapter, pair_names(adapter, layers_of(target), layers)
+
+
+def layers_of(folder: Path) -> dict[int, dict[str, str]]:
+    """A model's modules by layer and role.
+
+    Raises:
+        TransferError: for an architecture that has none which is known here.
+    """
+    found = by_layer(linear_shapes(folder))
+    if not found:
+        raise TransferError(f"{folder}: none of its weights is a {', '.join(ROLES)} of a layer; this architecture is not known here.")
+    return found
 
 
 # ---- by maps ----------------------------------------------------------------------------------------
