@@ -78,7 +78,7 @@ def transfer(root: Path, layers: int) -> None:
         "target": Input(root / "qwen25_7b", "t"),
         "adapter": Input(adapter(root, layers), "a"),
     }
-    config = stage.TransferStage(transfer_named("cross_lora", like), None, list(proportional(*depths)), None, Runtime("float32"))
+    config = stage.TransferStage(transfer_named("cross_lora", like), list(proportional(*depths)), None, Runtime("float32"))
     config.bases = str(artifacts / "bases")
     before = psutil.Process().memory_info().rss / 2**30
     rows = [["run", "target modules", "seconds", "peak resident GiB"]]

@@ -12,7 +12,7 @@ from conftest import Silent
 from paw.config.compose import compose_config, transfer_named
 from paw.config.schema import TransferConfig
 from paw.errors import TransferError
-from paw.models.adapters import Factors, read_adapter
+from paw.models.adapters import Factors, made_for, read_adapter
 from paw.models.layout import heads
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import Weights
@@ -22,9 +22,10 @@ from paw.transfer import calibrate
 from paw.transfer import stage as transferring
 from paw.transfer.activations import hold_out, pair_texts, seen
 from paw.transfer.anchors import embedding_site, shared_tokens
-from paw.transfer.linalg import explained
+from paw.transfer.linalg import best_penalty, explained
 from paw.transfer.methods import shift
 from paw.transfer.modules import by_layer
+from paw.transfer.placebo import SpoilStage, spoil
 from test_layers import TEXT, models
 from test_transfer import QUICK, TINY, random_adapter, run
 
@@ -130,22 +131,35 @@ def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_pat
     assert {name.split(".")[-1] for name in found} == {"o_proj", "down_proj"}
     assert {f.rank for f in found.values()} == {4}
     places = shift._streams(known.target, by_layer(known.parts[1]))
-    known.fit = known.held
-    plain = shift._capture(known, 1, places)
+    plain = shift._capture(known, 1, places, known.held)
     ends = []
     for adapted in (factors, found):
         with shift.adapted(known.target, known.parts[1], adapted):
-            ends.append({space: x - plain[space] for space, x in shift._capture(known, 1, places).items()})
+            ends.append({space: x - plain[space] for space, x in shift._capture(known, 1, places, known.held).items()})
     last = max(places, key=lambda space: (space[0], space[1].side == "out"))
     assert explained(ends[0][last], ends[1][last]) > 0.5
     with shift.adapted(known.target, known.parts[1], {}):
-        assert torch.equal(shift._capture(known, 1, places)[last], plain[last])
+        assert torch.equal(shift._capture(known, 1, places, known.held)[last], plain[last])
 
 
 def test_shift_refuses_what_does_not_fit_into_memory(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
     with pytest.raises(TransferError, match=r"transfer=shift keeps .* transfer\.memory_gb=0\.001"):
         run(tmp_path, "tiny_llama", "tiny_qwen2", method("shift", memory_gb=0.001), streaming=True)
+
+
+def test_a_penalty_is_chosen_on_positions_held_out() -> None:
+    """Few samples of much noise want a large one, many without noise a small one."""
+    g = torch.Generator().manual_seed(0)
+    t = torch.randn(10, 30, generator=g)
+
+    def chosen(n: int, noise: float) -> float:
+        x = torch.randn(n + 500, 30, generator=g)
+        y = x @ t.T + noise * torch.randn(n + 500, 10, generator=g)
+        return best_penalty(y[:n].T @ x[:n] / n, x[:n].T @ x[:n] / n, x[n:], y[n:])
+
+    assert chosen(5000, 0.0) == 1e-4
+    assert chosen(40, 10.0) == 1.0
 
 
 # ---- evidence spoilt, and held out ------------------------------------------------------------------
@@ -195,18 +209,18 @@ def test_both_models_are_seen_at_the_same_positions() -> None:
 
 def test_a_placebo_of_a_method_without_maps_is_spoilt_too(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
-    like = method("shift", positions=1500)
     layers = [(0, 0), (3, 4)]
     stage = calibrate.CalibrateStage(Runtime("float32"), layers, 1500)
     inputs = models("tiny_llama", "tiny_qwen2") | TEXT | {"adapter": Input(tmp_path / "adapter", "a")}
-    found = []
-    for name in ("shift", "negated"):
-        out = tmp_path / name
-        out.mkdir()
-        config = like if name == "shift" else transfer_named(name, like)
-        what = transferring.TransferStage(config, None if name == "shift" else like, layers, stage, Runtime("float32"))
-        result = transferring.transfer(what, inputs, out, Silent())
-        assert result["target_modules"] == 4
-        found.append(read_adapter(out))
-    for module, real in found[0].items():
-        assert torch.allclose(found[1][module].b @ found[1][module].a, -(real.b @ real.a), atol=1e-6)
+    for name in ("shift", "negated", "random"):
+        (tmp_path / name).mkdir()
+    what = transferring.TransferStage(method("shift", positions=1500), layers, stage, Runtime("float32"))
+    assert transferring.transfer(what, inputs, tmp_path / "shift", Silent())["target_modules"] == 4
+    real = read_adapter(tmp_path / "shift")
+    for name in ("negated", "random"):
+        spoil(SpoilStage(name, 0), {"adapter": Input(tmp_path / "shift", "a")}, tmp_path / name, Silent())
+        assert made_for(tmp_path / name) == made_for(tmp_path / "shift") == "tiny_qwen2"
+    for module, negated in read_adapter(tmp_path / "negated").items():
+        assert torch.allclose(negated.b @ negated.a, -(real[module].b @ real[module].a), atol=1e-6)
+    for module, turned in read_adapter(tmp_path / "random").items():
+        assert turned.norm() == pytest.approx(real[module].norm(), rel=1e-4)

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Phi3Con
 
 from conftest import Silent
 from paw.config.compose import compose_config, transfer_named
-from paw.config.schema import PlaceboConfig
 from paw.models.adapters import Factors, attach, fused, made_for, read_adapter, write_adapter
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import linear_shapes, module_parts
@@ -26,6 +25,7 @@ from paw.store import Input
 from paw.transfer import calibrate, layers
 from paw.transfer import stage as transferring
 from paw.transfer.modules import aligned, by_index, by_layer
+from paw.transfer.placebo import SpoilStage, spoil
 
 KINDS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
 D, FF, HEADS, GROUPS, DIM, LAYERS = 32, 64, 4, 2, 8, 3
@@ -163,9 +163,8 @@ def varied_text(file: Path) -> Path:
 
 def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Path:
     """The stages as a run wires them, on calibration text without labels."""
-    like = replace(compose_config([]).transfer, controls=[])
-    config = replace(transfer_named(method, like), **changes)
-    reference = transfer_named(config.reference, like) if isinstance(config, PlaceboConfig) else None
+    spoilt, method = method, "procrustes" if method in ("random", "negated") else method
+    config = replace(transfer_named(method, compose_config([]).transfer), **changes)
     inputs = {name: Input(tmp / name, name) for name in ("source", "target", "adapter")}
     text = {"calibration": Input(varied_text(tmp / "text.txt"), "text")}
     stage = calibrate.CalibrateStage(Runtime("float32"), [], 4000)
@@ -179,8 +178,13 @@ def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Pa
     if not moments.exists():  # shared by methods
         moments.mkdir()
         calibrate.calibrate(stage, inputs | text, moments, Silent())
-    what = transferring.TransferStage(config, reference, stage.layers, None, Runtime("float32"))
+    what = transferring.TransferStage(config, stage.layers, None, Runtime("float32"))
     transferring.transfer(what, inputs | {"moments": Input(moments, "moments")}, folder, Silent())
+    if method != spoilt:
+        out = tmp / f"{spoilt}_of_{method}_{by}"
+        out.mkdir()
+        spoil(SpoilStage(spoilt, 0), {"adapter": Input(folder, "a")}, out, Silent())
+        return out
     return folder
 
 

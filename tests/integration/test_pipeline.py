@@ -218,7 +218,11 @@ SPOILT: dict[str, tuple[Any, list[str], str]] = {
     "another base, no stamp": (lambda f: (f / "paw.json").unlink(), ["model@source=tiny_qwen2"], "does not fit the source"),
     "truncated": (cut, [], "is damaged"),
     "missing key": (lambda f: change(f, "lora_A", lambda t, k: t.pop(k)), [], "has lora_B but not the other factor"),
-    "extra key": (lambda f: change(f, "lora_A", lambda t, k: t.update({"base_model.model.lm_head.weight": t[k]})), [], "unexpected tensor"),
+    "extra key": (
+        lambda f: change(f, "lora_A", lambda t, k: t.update({"base_model.model.lm_head.weight": t[k].clone()})),
+        [],
+        "unexpected tensor",
+    ),
     "not finite": (lambda f: change(f, "lora_B", lambda t, k: t[k].fill_(float("nan"))), [], "not finite"),
     "wrong rank": (lambda f: set_config(f, r=16), [], "not of rank 16"),
     "DoRA": (lambda f: set_config(f, use_dora=True), [], "DoRA magnitudes"),

@@ -227,23 +227,26 @@ class TransferConfig:
 
 @dataclass
 class RidgeConfig(TransferConfig):
-    penalty: float = 0.1  # λ, in units of the mean diagonal of the Gram matrix
+    penalty: Optional[float] = 0.1  # λ, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("transfer.penalty", self.penalty, 0, 1e6)
+        if self.penalty is not None:
+            within("transfer.penalty", self.penalty, 0, 1e6)
 
 
 @dataclass
 class ShiftConfig(TransferConfig):
     """Residual-shift matching. Its gain is what the regression finds: `transfer.gain` is not used."""
 
-    map_penalty: float = 0.1  # λ of the map between residual streams, in units of the mean diagonal of the Gram matrix
+    # λ of the map between residual streams, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
+    map_penalty: Optional[float] = None
     penalty: float = 0.1  # λ of the regression on what enters a module
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within("transfer.map_penalty", self.map_penalty, 0, 1e6)
+        if self.map_penalty is not None:
+            within("transfer.map_penalty", self.map_penalty, 0, 1e6)
         within("transfer.penalty", self.penalty, 0, 1e6)
 
 
@@ -325,7 +328,7 @@ class PawConfig:
     models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
     adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
     runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
-    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, match, calibrate, transfer, all
+    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, match, calibrate, transfer, spoil, all
     seed: int = 0
     name: Optional[str] = None  # of the run folder
 
@@ -333,7 +336,7 @@ class PawConfig:
         tasks = sorted(p.stem for p in (conf_dir() / "task").glob("*.yaml"))
         one_of("task", self.task, tuple(tasks))
         for stage in self.force:
-            one_of("force", stage, ("evaluate", "train", "match", "calibrate", "transfer", "all"))
+            one_of("force", stage, ("evaluate", "train", "match", "calibrate", "transfer", "spoil", "all"))
 
 
 # The methods that have parameters of their own.

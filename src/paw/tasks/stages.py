@@ -25,6 +25,7 @@ from paw.store import Artifact, Input, Stage, Store
 from paw.training import stage as training
 from paw.transfer import calibrate as calibrating
 from paw.transfer import layers as matching
+from paw.transfer import placebo as spoiling
 from paw.transfer import stage as transferring
 from paw.transfer.modules import HELD, aligned, all_pairs, by_index, by_layer, moments_bytes, proportional, spread
 
@@ -87,7 +88,7 @@ class Stages:
                 "'dataset.train_split=train[:80%]' 'dataset.eval_split=train[80%:]'."
             )
         for c in self.methods() if transfer else []:
-            if _needs_text(c, self._reference(c)):
+            if _needs_text(self._real(c)):
                 self._calibration(c)
 
     def given_adapter(self, path: str, base: Base) -> Adapter:
@@ -148,16 +149,17 @@ class Stages:
         chosen = self.config.transfer
         out = [chosen]
         for name in dict.fromkeys(n for n in chosen.controls if n != chosen.method):
-            drawn = name in DRAWN
-            out += [transfer_named(name, chosen, self.config.seed + 1000 * i) for i in range(chosen.draws if drawn else 1)]
+            draws = chosen.draws if name in DRAWN else 1
+            out += [transfer_named(name, chosen, self.config.seed + 1000 * i) for i in range(draws)]
         for c in out:
-            real = self._reference(c)
-            if c.method == "shuffled" and real and real.evidence not in ("text", "models"):
+            real = self._real(c)
+            if c.method == "shuffled" and real.evidence not in ("text", "models"):
                 raise ConfigError(f"transfer=shuffled: {real.method} looks at no text, so there is no pairing to shuffle. Use random.")
         return out
 
-    def _reference(self, c: TransferConfig) -> TransferConfig | None:
-        return transfer_named(c.reference, self.config.transfer) if isinstance(c, PlaceboConfig) else None
+    def _real(self, c: TransferConfig) -> TransferConfig:
+        """Of a placebo the method that it spoils; else the method itself."""
+        return transfer_named(c.reference, self.config.transfer) if isinstance(c, PlaceboConfig) else c
 
     def check_transfer(self, adapter: Adapter, source: Base, target: Base) -> None:
         """What an adapter from elsewhere may have wrong is said before anything is computed."""
@@ -168,7 +170,7 @@ class Stages:
     def _match(self, c: TransferConfig, source: Base, target: Base) -> Artifact | None:
         """The similarity of all layers to all: by weights if asked for, else wherever a text is run."""
         by_weights = c.layers == "similarity"
-        if not by_weights and not _needs_text(c, self._reference(c)) and c.layers != "cka":
+        if not by_weights and not _needs_text(c) and c.layers != "cka":
             return None
         text = None if by_weights else replace(self._calibrate(c, source, target, []), positions=HELD)
         config = matching.MatchStage(text, c.basis or 320, self.runtime.device, self._bases)
@@ -179,35 +181,45 @@ class Stages:
         return done
 
     def transfer(self, adapter: Adapter, source: Base, target: Base, c: TransferConfig) -> Adapter:
-        """The source's adapter on the target, by one method."""
+        """The source's adapter on the target by one method; by a placebo, what that leaves of the method it spoils."""
         check_base(adapter.path, source.input.fingerprint)
-        reference = self._reference(c)
+        if not isinstance(c, PlaceboConfig):
+            return self._transfer(adapter, source, target, c)
+        if c.method == "shuffled":
+            return self._transfer(adapter, source, target, self._real(c), shuffle=c.seed)
+        moved = self._transfer(adapter, source, target, self._real(c))
+        done = self._run(spoiling.STAGE, spoiling.SpoilStage(c.method, c.seed), {"adapter": moved.input}, f"spoil by {c.method}")
+        self._tell(done, f"{c.method} of {c.reference}: {done.result['target_modules']} modules")
+        return Adapter(done.as_input(), (*moved.made, done))
+
+    def _transfer(self, adapter: Adapter, source: Base, target: Base, c: TransferConfig, shuffle: int | None = None) -> Adapter:
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
         layers, text, matched = self._layers(c, source, target), None, self._match(c, source, target)
-        if matched is not None and reference is None:
+        if matched is not None:
             inputs["match"] = matched.as_input()
-        if _needs_text(c, reference):
-            seed = c.seed if isinstance(c, PlaceboConfig) and c.method == "shuffled" else None
-            text = replace(self._calibrate(c, source, target, layers), shuffle=seed)
-            if (reference or c).evidence == "models" or not self._moments_fit(c, source, target, layers):
+        if _needs_text(c):
+            text = replace(self._calibrate(c, source, target, layers), shuffle=shuffle)
+            if c.evidence == "models" or not self._moments_fit(c, source, target, layers):
                 inputs |= self._calibration(c)
             else:
                 inputs["moments"] = self._moments(c, source, target, text)
                 text = None
         trust = (source.config.trust_remote_code, target.config.trust_remote_code)
         name = target.config.hub or str(target.input.path)
-        config = transferring.TransferStage(c, reference, layers, text, self.runtime, name, self._bases, trust)
+        config = transferring.TransferStage(c, layers, text, self.runtime, name, self._bases, trust)
         done = self._run(transferring.STAGE, config, inputs, f"transfer by {c.method}")
         r = done.result
-        similarity = "" if reference or r["similarity"] is None else f"; similarity {r['similarity']:.3f} (chance {r['chance']:.3f})"
+        similarity = "" if r["similarity"] is None else f"; similarity {r['similarity']:.3f} (chance {r['chance']:.3f})"
         fit = "" if r["r2_in"] is None else f"; maps explain {r['r2_in']:.2f} in, {r['r2_out']:.2f} out"
-        self._tell(done, f"{c.method}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}{fit}")
+        paired = "" if shuffle is None else ", fitted on positions paired at random"
+        said = f"{c.method}{paired}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}{fit}"
+        self._tell_once(done, said)
         return Adapter(done.as_input(), (*adapter.made, done))
 
     @staticmethod
     def feasibility(moved: Adapter) -> str:
         """What a transfer says of its own chances."""
-        r = moved.made[-1].result
+        r = next(a.result for a in moved.made if "feasibility" in a.result)
         return f"Feasibility: {r['feasibility']}. {r['why']}"
 
     @property
@@ -289,5 +301,5 @@ def numbered(names: Sequence[str]) -> list[str]:
     return out
 
 
-def _needs_text(c: TransferConfig, reference: TransferConfig | None) -> bool:
-    return (reference or c).evidence in ("text", "models") or c.gain == "activation"
+def _needs_text(c: TransferConfig) -> bool:
+    return c.evidence in ("text", "models") or c.gain == "activation"

@@ -43,6 +43,17 @@ def ridge(cross: Tensor, gram: Tensor, penalty: float) -> Tensor:
     return solved.T.to(cross.dtype)
 
 
+PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
+
+
+def best_penalty(cross: Tensor, gram: Tensor, x: Tensor, y: Tensor) -> float:
+    """Of PENALTIES, the one whose ridge map explains the most of y (N×p) from x (N×n), positions that were held out; the
+    middle of them where none were."""
+    if len(x) < 2:
+        return 0.1
+    return max(PENALTIES, key=lambda penalty: explained(y, x @ ridge(cross, gram, penalty).T))
+
+
 @dataclass(frozen=True)
 class Basis:
     """The top singular vectors of a weight (m×n): u m×k, v n×k, values k (descending), and the norm of the whole weight."""

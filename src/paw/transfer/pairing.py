@@ -36,14 +36,14 @@ class Site:
         """polar(C_st), n_s×n_t: x_s ≈ T·x_t, and its transpose the other way."""
         return linalg.polar(self.cross)
 
-    def ridge_to_source(self, penalty: float) -> Tensor:
-        """C_st(C_tt + λI)⁻¹, n_s×n_t."""
-        found: Tensor = self.once(("s", penalty), lambda: linalg.ridge(self.cross, self.gram_t, penalty))
+    def ridge_to_source(self, penalty: float | None) -> Tensor:
+        """C_st(C_tt + λI)⁻¹, n_s×n_t; λ None is chosen on the positions held out."""
+        found: Tensor = self.once(("s", penalty), lambda: _ridge(self.cross, self.gram_t, penalty, self.held_t, self.held_s))
         return found
 
-    def ridge_to_target(self, penalty: float) -> Tensor:
-        """C_ts(C_ss + λI)⁻¹, n_t×n_s."""
-        found: Tensor = self.once(("t", penalty), lambda: linalg.ridge(self.cross.T, self.gram_s, penalty))
+    def ridge_to_target(self, penalty: float | None) -> Tensor:
+        """C_ts(C_ss + λI)⁻¹, n_t×n_s; likewise."""
+        found: Tensor = self.once(("t", penalty), lambda: _ridge(self.cross.T, self.gram_s, penalty, self.held_s, self.held_t))
         return found
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
@@ -51,6 +51,10 @@ class Site:
         if key not in self._maps:
             self._maps[key] = compute()
         return self._maps[key]
+
+
+def _ridge(cross: Tensor, gram: Tensor, penalty: float | None, x: Tensor, y: Tensor) -> Tensor:
+    return linalg.ridge(cross, gram, linalg.best_penalty(cross, gram, x, y) if penalty is None else penalty)
 
 
 @dataclass

@@ -10,7 +10,7 @@ Only methods that correct themselves along the depth run the models.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import PlaceboConfig, TransferConfig, transient
+from paw.config.schema import TransferConfig, transient
 from paw.errors import TransferError
 from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, write_adapter
 from paw.models.layout import heads
@@ -32,7 +32,7 @@ from paw.transfer.verdict import feasibility, mean
 
 if TYPE_CHECKING:
     from paw.transfer.maps import Maps
-    from paw.transfer.methods import Fit
+    from paw.transfer.methods import Fit, Method
     from paw.transfer.pairing import Pair, Side, Site
 
 EMBEDDINGS = "model.embed_tokens"
@@ -45,7 +45,6 @@ Moved = Iterator[tuple[Factors, Row]]
 @dataclass
 class TransferStage:
     transfer: TransferConfig
-    reference: TransferConfig | None  # of a placebo: the method that it spoils
     layers: list[tuple[int, int]]  # matched ones: source, target
     text: calibrate.CalibrateStage | None  # where moments are not kept but streamed, or the models are run
     runtime: Runtime
@@ -69,9 +68,7 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
     """
     c = config.transfer
     adapter, names = plan(inputs, config.layers)
-    recipe = Recipe.of(c, config.reference)
-    moved = _mapped(adapter, names, recipe, config, inputs, watch) if recipe.maps else _fitted(adapter, recipe, config, inputs, watch)
-    found = list(moved)
+    found = list(_moved(adapter, names, config, inputs, watch))
     rows = [row for _, row in found]
     _gate(rows, c)
     used, parts = set(), dict[str, list[Factors]]()
@@ -93,11 +90,8 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         "why": why,
     }
     origin = {name: {"fingerprint": i.fingerprint, "path": str(i.path)} for name, i in inputs.items() if name in ("source", "adapter")}
-    stamp(
-        out, inputs["target"].fingerprint, made_by="transfer", config=plain(c), reference=plain(config.reference), **origin, figures=result
-    )
-    if config.reference is None:  # a placebo's figures would be those of the method it spoils
-        write_report(out, rows, result, config.layers, inputs.get("match"))
+    stamp(out, inputs["target"].fingerprint, made_by="transfer", config=plain(c), **origin, figures=result)
+    write_report(out, rows, result, config.layers, inputs.get("match"))
     return result
 
 
@@ -131,45 +125,29 @@ def layers_of(folder: Path) -> dict[int, dict[str, str]]:
     return found
 
 
+def _moved(
+    adapter: Mapping[str, Factors], names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+) -> Moved:
+    """Factors on the target with their rows of the report, by the method's maps or by its own fit."""
+    from paw.transfer.methods import Fit, Method, method_named
+
+    method = method_named(config.transfer.method)
+    if isinstance(method, Fit):
+        return _fitted(adapter, method, config, inputs, watch)
+    assert isinstance(method, Method)
+    return _mapped(adapter, names, method, config, inputs, watch)
+
+
 # ---- by maps ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What happens to every module: a method's maps, or its own fit, and for a placebo how the result is spoilt."""
-
-    config: TransferConfig
-    maps: Callable[[Pair], Maps] | None
-    fit: Fit | None = None
-    fit_config: TransferConfig | None = None
-    spoil: Callable[[Any, Any], tuple[Any, Any]] = lambda a, b: (a, b)
-
-    @staticmethod
-    def of(config: TransferConfig, reference: TransferConfig | None) -> Recipe:
-        import torch
-
-        from paw.transfer.methods import Fit, Method, method_named
-
-        found = method_named(config.method)
-        if isinstance(found, Method):
-            return Recipe(config, lambda pair: found.maps(pair, config))
-        if isinstance(found, Fit):
-            return Recipe(config, None, found, config)
-        assert isinstance(config, PlaceboConfig)
-        assert reference is not None
-        real, generator = Recipe.of(reference, None), torch.Generator().manual_seed(config.seed)
-        return Recipe(config, real.maps, real.fit, real.fit_config, lambda a, b: found.spoil(a, b, generator))
-
-
 def _mapped(
-    adapter: Mapping[str, Factors], names: calibrate.Names, recipe: Recipe, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+    adapter: Mapping[str, Factors], names: calibrate.Names, method: Method, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
 ) -> Moved:
-    targets: dict[str, int] = {}
-    for source, _ in names:
-        targets[source] = targets.get(source, 0) + 1
+    targets = Counter(source for source, _ in names)
     for done, pair in enumerate(_pairs(names, config, inputs, watch), 1):
-        share = 1 / targets[pair.source.name] if recipe.config.spread else 1.0
-        yield _move(pair, adapter[pair.source.name], recipe, share)
+        share = 1 / targets[pair.source.name] if config.transfer.spread else 1.0
+        yield _move(pair, adapter[pair.source.name], method, config.transfer, share)
         watch.progress(done, len(names), "modules")
 
 
@@ -187,7 +165,7 @@ def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, I
     else:
         groups = iter([(names, {})])
     sides = [_sides(inputs[name], known, config) for name, known in zip(("source", "target"), shapes, strict=True)]
-    residual = _residual(inputs, config) if "embeddings" in (c.evidence, config.reference and config.reference.evidence) else None
+    residual = _residual(inputs, config) if c.evidence == "embeddings" else None
     attention = (heads(paths[0]), heads(paths[1]))
 
     def ready(pair: Pair) -> Pair:
@@ -236,18 +214,17 @@ def _residual(inputs: Mapping[str, Input], config: TransferStage) -> Site:
     return embedding_site(tables[0], tables[1], shared_tokens(tokenizers[0], tokenizers[1]))
 
 
-def _move(pair: Pair, factors: Factors, recipe: Recipe, share: float = 1.0) -> tuple[Factors, Row]:
+def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, share: float = 1.0) -> tuple[Factors, Row]:
     """The pair's factors on the target, and its row of the report."""
-    assert recipe.maps is not None
-    maps, device = recipe.maps(pair), pair.target.basis.u.device
+    maps, device = method.maps(pair, c), pair.target.basis.u.device
     a, b = maps.t_in.right(factors.a.to(device)), maps.t_out.left(factors.b.to(device))
     mapped = Factors(a, b).norm()
-    a, b = recipe.spoil(a, b * (share * _gain(pair, factors, Factors(a, b), recipe.config.gain)))
+    b = b * (share * _gain(pair, factors, Factors(a, b), c.gain))
     new = Factors(a.float().cpu(), b.float().cpu())
     if not math.isfinite(new.norm()):
         raise TransferError(f"{pair.target.name}: its factors are not finite. Is the calibration text of one kind only, or a penalty 0?")
     similarity, chance = _similarity(pair, maps)
-    r2_in, r2_out = (None, None) if isinstance(recipe.config, PlaceboConfig) else _explained(pair, maps)
+    r2_in, r2_out = _explained(pair, maps)
     return new, {
         "source": pair.source.name,
         "target": pair.target.name,
@@ -324,20 +301,17 @@ def _energy(a: Any, b: Any, gram: Any, w: Any) -> float:
 # ---- by a fit of its own ----------------------------------------------------------------------------
 
 
-def _fitted(adapter: Mapping[str, Factors], recipe: Recipe, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Moved:
-    assert recipe.fit is not None
+def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Moved:
     assert config.text is not None
-    run = calibrate.Calibration(config.text, inputs)
-    found = recipe.fit.fit(adapter, run, config.layers, recipe.fit_config, watch)
+    found = method.fit(adapter, calibrate.Calibration(config.text, inputs), config.layers, config.transfer, watch)
     weights = [Weights(inputs[name].path, config.runtime.device) for name in ("source", "target")]
     twins, roles = {t: s for s, t in config.layers}, by_layer(linear_shapes(inputs["source"].path))
     for name, fitted in found.items():
         layer, role = layer_of(name)
         twin = roles[twins[layer]][role]
-        a, b = recipe.spoil(fitted.a, fitted.b)
         before = adapter.get(twin, Factors(fitted.a[:0], fitted.b[:, :0]))  # it may adapt other modules than the source's
-        norms = _norms((before, float(weights[0][twin].norm())), (Factors(a, b), float(weights[1][name].norm())))
-        yield Factors(a, b), {"source": twin, "target": name, **norms}
+        norms = _norms((before, float(weights[0][twin].norm())), (fitted, float(weights[1][name].norm())))
+        yield fitted, {"source": twin, "target": name, **norms}
 
 
 # ---- what is kept -----------------------------------------------------------------------------------

@@ -40,14 +40,9 @@ class Fit:
 
 @dataclass(frozen=True)
 class Placebo:
-    """Another method's result, spoilt: `spoil` destroys finished factors (A: r×n, B: m×r) but for what it matches."""
+    """What spoils another method's result: `spoil` destroys a module's finished factors (A: r×n, B: m×r) but for what it matches."""
 
     spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
-
-
-def unspoilt(a: Tensor, b: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """For a placebo whose evidence is spoilt and not its result."""
-    return a, b
 
 
 def method_named(name: str) -> Method | Fit | Placebo:

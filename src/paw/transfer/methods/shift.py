@@ -1,14 +1,14 @@
 """Residual-shift matching: at every half layer of the target, what its residual stream still lacks of the shift that the
 adapter gives the source's, seen through a map of the streams, is regressed on the inputs of the module that writes next.
 
-Wanted at half layer h: r_t' − r_t ≈ T_h (r_s' − r_s), T_h by ridge from r_s to r_t. The half layers are fitted in order,
-the target carrying what was fitted so far, so each corrects what the earlier ones missed. Adapts o_proj and down_proj only,
-at the source adapter's rank, by reduced-rank regression. No labels and no gradient.
+Wanted at half layer h: r_t' − r_t ≈ T_h (r_s' − r_s), T_h by ridge from r_s to r_t, its λ chosen on held-out positions. The
+half layers are fitted in order, the target carrying what was fitted so far, so each corrects what the earlier ones missed.
+Adapts o_proj and down_proj only, at the source adapter's rank, by reduced-rank regression. No labels and no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,9 @@ from paw.errors import TransferError
 from paw.models.adapters import Factors
 from paw.models.layout import Part
 from paw.store import Watch
-from paw.transfer.activations import seen_by
+from paw.transfer.activations import PairedText, seen_by
 from paw.transfer.calibrate import Calibration
-from paw.transfer.linalg import ridge
+from paw.transfer.linalg import best_penalty, ridge
 from paw.transfer.methods import Fit
 from paw.transfer.modules import Layers, Place, Space, by_layer
 
@@ -37,23 +37,26 @@ def fit(adapter: Mapping[str, Factors], run: Calibration, layers: Layers, config
     _refuse_too_much(run, streams, config.memory_gb)
     rank = max(factors.rank for factors in adapter.values())
 
-    plain = _capture(run, 1, streams[1])
-    before = _capture(run, 0, streams[0])
+    plain, plain_held = (_capture(run, 1, streams[1], texts) for texts in (run.fit, run.held))
+    before, before_held = (_capture(run, 0, streams[0], texts) for texts in (run.fit, run.held))
     with adapted(run.source, run.parts[0], adapter):
-        shift = {space: x - before[space] for space, x in _capture(run, 0, streams[0]).items()}
+        shift = {space: x - before[space] for space, x in _capture(run, 0, streams[0], run.fit).items()}
     if run.config.shuffle is not None:
-        order = torch.randperm(len(plain[0, END]), generator=torch.Generator().manual_seed(run.config.shuffle)).to(run.source.device)
+        order = torch.randperm(len(plain[0, END]), generator=torch.Generator().manual_seed(run.config.shuffle)).to(run.target.device)
         before, shift = ({space: x[order] for space, x in sides.items()} for sides in (before, shift))
 
     out: dict[str, Factors] = {}
     for done, (layer, (half, role)) in enumerate(((layer, w) for layer in sorted(twins) for w in WRITERS), 1):
         stream, twin, module = (layer, half), (twins[layer], half), roles[1][layer][role]
         x_s, x_t, n = before[twin], plain[stream], len(plain[stream])
-        to_target = ridge(x_t.T @ x_s.to(x_t.device) / n, (x_s.T @ x_s / n).to(x_t.device), config.map_penalty)
-        wanted = shift[twin].to(x_t.device) @ to_target.T
+        cross, gram = x_t.T @ x_s / n, x_s.T @ x_s / n
+        penalty = config.map_penalty
+        if penalty is None:
+            penalty = best_penalty(cross, gram, before_held[twin], plain_held[stream])
+        wanted = shift[twin] @ ridge(cross, gram, penalty).T
         entering = (layer, Place(role, "in"))
         with adapted(run.target, run.parts[1], out):
-            now = _capture(run, 1, {stream: streams[1][stream], entering: run.parts[1][module]})
+            now = _capture(run, 1, {stream: streams[1][stream], entering: run.parts[1][module]}, run.fit)
         lacking = wanted - (now[stream] - x_t)
         out[module] = Factors(*(m.cpu() for m in reduced_rank(now[entering], lacking, config.penalty, rank)))
         watch.progress(done, len(twins) * len(WRITERS), "half layers")
@@ -103,9 +106,11 @@ def _streams(model: Any, roles: Mapping[int, Mapping[str, str]]) -> dict[Space, 
     return out
 
 
-def _capture(run: Calibration, side: int, places: Mapping[Space, Part]) -> dict[Space, Tensor]:
-    batches = list(seen_by(run.models[side], places, run.fit, side, run.config.batch_size, run.pads[side]))
-    return {space: torch.cat([now[space] for now in batches]) for space in places}
+def _capture(run: Calibration, side: int, places: Mapping[Space, Part], texts: Sequence[PairedText]) -> dict[Space, Tensor]:
+    """Positions × width by space, on the target's device."""
+    batches = list(seen_by(run.models[side], places, texts, side, run.config.batch_size, run.pads[side]))
+    device = run.target.device
+    return {space: torch.cat([now[space].to(device) for now in batches] or [torch.empty(0, 1, device=device)]) for space in places}
 
 
 def _refuse_too_much(run: Calibration, streams: list[dict[Space, Part]], memory_gb: float) -> None:
