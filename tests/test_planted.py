@@ -174,7 +174,7 @@ def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Pa
     else:
         stage.layers = list(by_index(*depths))
     moments, folder = tmp / f"moments_{by}", tmp / f"{method}_{by}"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     if not moments.exists():  # shared by methods
         moments.mkdir()
         calibrate.calibrate(stage, inputs | text, moments, Silent())

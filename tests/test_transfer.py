@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,18 @@ def test_eye_is_the_identity_cut_or_filled(rows: int, columns: int, r: int) -> N
 # ---- methods ----------------------------------------------------------------------------------------
 
 
+@cache
+def defaults() -> TransferConfig:
+    return compose_config(["transfer=procrustes"]).transfer
+
+
 def moved(method: str, p: Pair, factors: Factors, **changes: object) -> Factors:
     """By a method; or by procrustes, then spoilt."""
     found = method_named(method)
     if isinstance(found, Placebo):
         real = moved("procrustes", p, factors, **changes)
         return Factors(*found.spoil(real.a, real.b, torch.Generator().manual_seed(0)))
-    config = replace(transfer_named(method, compose_config(["transfer=procrustes"]).transfer), **changes)  # type: ignore[arg-type]
+    config = replace(transfer_named(method, defaults()), **changes)  # type: ignore[arg-type]
     return transferring._move(p, factors, found, config)[0]  # type: ignore[arg-type]
 
 
