@@ -350,10 +350,12 @@ def test_what_text_does_not_show_is_paired_as_the_identity_pairs_it() -> None:
     assert torch.allclose(site(x, wide).procrustes, torch.eye(12, 16), atol=1e-4)
 
 
-def test_streaming_in_groups_equals_moments_kept(tmp_path: Path) -> None:
+def test_streaming_in_groups_and_reading_ahead_equal_moments_kept(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
     config = replace(compose_config([]).transfer, positions=1000, memory_gb=0.003)
-    (kept, report), (streamed, _) = (run(tmp_path, "tiny_llama", "tiny_qwen2", config, streaming=s) for s in (False, True))
+    (kept, report), (streamed, _) = (
+        run(tmp_path, "tiny_llama", "tiny_qwen2", replace(config, workers=1 + 2 * s), streaming=s) for s in (False, True)
+    )
     assert report["target_modules"] == 35
     one, two = read_adapter(kept), read_adapter(streamed)
     for name in one:
