@@ -31,7 +31,8 @@ def main(folders: list[str], key: str) -> None:
             rows.append([label, *(cell(several, key) for several in draws), total(draws, key)])
         print(markdown_table(rows))
         for run, found in zip(runs, systems, strict=True):
-            print(f"\nseed {run['seed']}: {beaten(found)}")
+            if said := beaten(found):
+                print(f"\nseed {run['seed']}: {said}")
 
 
 def cell(several: list[System], key: str) -> str:
@@ -65,7 +66,7 @@ def beaten(found: dict[str, System]) -> str:
     for group, several in groups.items():
         above = sum(v["low"] > 0 and v["p_holm"] < 0.05 for v in several)
         said.append(f"{group.removeprefix('target + ')} {above}/{len(several)} (from {min(v['low'] for v in several):+.3f})")
-    return f"{first['system']} is above " + ", ".join(said)
+    return f"{first['system']} is above " + ", ".join(said) if said else ""
 
 
 if __name__ == "__main__":
