@@ -64,7 +64,9 @@ def judge(transferred: list[System], base: System, own: System, seed: int = 0) -
     for system in transferred:
         system.gap = gap_recovered(base_scores, own_scores, scores(system.records)[1], of, seed)
         system.gap_by_likelihood = gap_recovered(base_gold, own_gold, likelihoods(system.records), "log-likelihood", seed)
-        system.versus = [compare(system, base, seed)] + [compare(system, o, seed) for o in transferred[1:] if system is transferred[0]]
+        system.versus = [compare(system, base, seed)]
+    if transferred and (first := transferred[0]).gap:  # where accuracy has no gap, methods are told apart by what has more power
+        first.versus += [compare(first, o, seed, by_likelihood=not first.gap.eligible) for o in transferred[1:]]
     adjust([v for system in transferred for v in system.versus])
     said = [_sentence(several) for several in _draws(transferred)]
     if transferred and transferred[0].gap and not transferred[0].gap.eligible:

@@ -82,6 +82,7 @@ def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | N
         ax.plot(*zip(*layers, strict=True), "o", mfc="none", mec="black", ms=7, ls="")
         what = "unbiased CKA of what layers add" if matrix["by"] == "cka" else "Φ of weights above chance"
         ax.set(xlabel="source layer", ylabel="target layer", title=f"{what}\n(0 is chance; circles: matched)")
+        ax.locator_params(integer=True)
         figure.colorbar(image, ax=ax)
     if shown:
         ax = next(axes)
@@ -100,6 +101,7 @@ def _bars(ax: Any, rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> None
         for key, mark in (("r2_in", "v"), ("r2_out", "^")):
             if key in shown:
                 ax.plot(x, [r[key] for r in mine], mark, color=f"C{i}", ms=4, mec="black", mew=0.3)
+    ax.locator_params("x", integer=True)
     marks = "; ▾ R² in, ▴ R² out" if "r2_in" in shown else ""
     ax.set(xlabel="target layer", title=f"energy kept (bars){marks}", ylim=(min(0, ax.get_ylim()[0]), None))
     ax.figure.legend(ncols=len(roles), fontsize=8, loc="outside lower center", frameon=False)
