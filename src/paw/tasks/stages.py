@@ -67,6 +67,7 @@ class Stages:
         self.store = Store(Path(config.paths.artifacts), config.force)
         self.engines = Engines()  # a base stays in memory from one evaluation to the next
         self._told: set[str] = set()
+        self._moved: dict[tuple[str, str, int | None], Adapter] = {}  # what several placebos spoil is asked for once
 
     # ---- inputs ----------------------------------------------------------------------------------------
 
@@ -193,6 +194,9 @@ class Stages:
         return Adapter(done.as_input(), (*moved.made, done))
 
     def _transfer(self, adapter: Adapter, source: Base, target: Base, c: TransferConfig, shuffle: int | None = None) -> Adapter:
+        known = (adapter.input.fingerprint, repr(c), shuffle)
+        if known in self._moved:
+            return self._moved[known]
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
         layers, text, matched = self._layers(c, source, target), None, self._match(c, source, target)
         if matched is not None:
@@ -213,8 +217,9 @@ class Stages:
         fit = "" if r["r2_in"] is None else f"; maps explain {r['r2_in']:.2f} in, {r['r2_out']:.2f} out"
         paired = "" if shuffle is None else ", fitted on positions paired at random"
         said = f"{c.method}{paired}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}{fit}"
-        self._tell_once(done, said)
-        return Adapter(done.as_input(), (*adapter.made, done))
+        self._tell(done, said)
+        self._moved[known] = Adapter(done.as_input(), (*adapter.made, done))
+        return self._moved[known]
 
     @staticmethod
     def feasibility(moved: Adapter) -> str:
