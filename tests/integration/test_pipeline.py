@@ -181,7 +181,8 @@ def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_b
     moved = newest(folder) / "adapters" / "target_ridge"
     assert (moved / "adapter_model.safetensors").is_file()
     manifest = json.loads((moved / "paw.json").read_text())
-    assert manifest["config"]["method"] == "ridge"
+    assert (manifest["config"]["method"], manifest["config"]["penalty"]) == ("ridge", 0.1)
+    assert {len(manifest[name]["fingerprint"]) for name in ("source", "target", "adapter")} == {64}
     assert manifest["source"]["path"] == str(embedded("tiny_llama"))
     assert manifest["figures"]["coverage"] == 1.0
     assert "**align**" in (moved / "report.md").read_text()

@@ -13,7 +13,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, wr
 from paw.models.layout import heads
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import Shapes, Weights, linear_shapes, module_parts
-from paw.store import Input, Stage, Watch, plain
+from paw.store import Input, Stage, Watch
 from paw.transfer import calibrate
 from paw.transfer.modules import ROLES, by_layer, layer_of, pair_names
 from paw.transfer.report import write_report
@@ -89,8 +89,10 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         "feasibility": word,
         "why": why,
     }
-    origin = {name: {"fingerprint": i.fingerprint, "path": str(i.path)} for name, i in inputs.items() if name in ("source", "adapter")}
-    stamp(out, inputs["target"].fingerprint, made_by="transfer", config=plain(c), **origin, figures=result)
+    origin = {
+        name: {"fingerprint": i.fingerprint, "path": str(i.path)} for name, i in inputs.items() if name in ("source", "target", "adapter")
+    }
+    stamp(out, inputs["target"].fingerprint, made_by="transfer", config=asdict(c), **origin, figures=result)
     write_report(out, rows, result, config.layers, inputs.get("match"))
     return result
 
