@@ -96,10 +96,10 @@ def svd(root: Path, roles: list[str]) -> None:
     rows = [["module", "shape", "torch.linalg.svd s", "Gram and eigh s", "ratio", "overlap of u", "of v"]]
     total = [0.0, 0.0]
     for name in MODELS:
-        shapes, weights = linear_shapes(root / name), Weights(root / name, "cpu")
-        for role in roles or by_layer(shapes)[0]:
+        weights = Weights(root / name, "cpu")
+        for role in roles or by_layer(weights.shapes)[0]:
             role, _, whole = role.partition(":")
-            w = weights[by_layer(shapes)[0][role]]
+            w = weights[by_layer(weights.shapes)[0][role]]
             began = time.perf_counter()
             ours = singular_basis(w, K)
             between = time.perf_counter()

@@ -254,7 +254,7 @@ class ShiftConfig(TransferConfig):
 class PlaceboConfig(TransferConfig):
     """What spoils the result, or the evidence, of a real method."""
 
-    reference: str = transient("procrustes")  # the real method that is spoilt; in the key whole
+    reference: str = "procrustes"  # the real method that is spoilt
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -6,7 +6,6 @@ import gzip
 import json
 import logging
 import math
-import os
 import random
 import re
 from collections import Counter
@@ -21,7 +20,7 @@ from paw.data.example import Example, Row
 from paw.data.kinds import Kind, kind_named, question
 from paw.errors import DataError
 from paw.paths import cache_dir
-from paw.store import Watch, digest
+from paw.store import Watch, digest, replacing
 
 NORMALISED = "1"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
@@ -177,10 +176,7 @@ def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch
                         f"paths.data_dir/{dataset.name}, or set dataset.path.") from None  # fmt: skip
     kind = kind_named(dataset.kind)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{out}.lock"):
-        beside = out.with_name(f".{out.name}.{os.getpid()}")
-        with open(beside, "w", encoding="utf-8") as f:
-            for i, row in enumerate(rows):
-                f.write(json.dumps({"id": f"{base}-{i}", **kind.normalise(dict(row))}, ensure_ascii=False) + "\n")
-        beside.replace(out)
+    with FileLock(f"{out}.lock"), replacing(out) as beside, open(beside, "w", encoding="utf-8") as f:
+        for i, row in enumerate(rows):
+            f.write(json.dumps({"id": f"{base}-{i}", **kind.normalise(dict(row))}, ensure_ascii=False) + "\n")
     return out

@@ -13,7 +13,7 @@ from filelock import FileLock
 from paw.config.schema import ModelConfig, PackageConfig
 from paw.errors import ModelError
 from paw.paths import cache_dir
-from paw.store import Watch, sha256
+from paw.store import Watch, replacing, sha256
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 HUB_LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "runs/*"]
@@ -80,13 +80,10 @@ def _from_package(package: PackageConfig, name: str) -> Path:
                              f"damaged or another version. Install again: {package.install}")  # fmt: skip
         if len(found) == 1:
             return found[0]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = out.with_name(f".{out.name}.{os.getpid()}")
-        with open(beside, "wb") as joined:
+        with replacing(out) as beside, open(beside, "wb") as joined:
             for part in found:
                 with open(part, "rb") as f:
                     shutil.copyfileobj(f, joined, CHUNK)
-        beside.replace(out)
     return out
 
 

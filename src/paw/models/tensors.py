@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,12 @@ def module_parts(folder: Path) -> dict[str, Part]:
 def linear_shapes(folder: Path) -> Shapes:
     """Module name to (out, in) of every two-dimensional weight, from the shards' headers; fused ones as their parts."""
     shapes, _ = _headers(folder)
+    return _of_parts(shapes, parts(shapes, folder))
+
+
+def _of_parts(shapes: Shapes, where: Mapping[str, Part]) -> Shapes:
     out = {}
-    for name, part in parts(shapes, folder).items():
+    for name, part in where.items():
         rows, columns = shapes[part.module]
         out[name] = (part.rows.stop - part.rows.start if part.rows else rows, columns)
     return out
@@ -48,11 +53,12 @@ def _headers(folder: Path) -> tuple[Shapes, dict[str, Path]]:
 
 
 class Weights:
-    """A model's weights by module name, float32 (out×in) on a device; each is read when asked for."""
+    """A model's weights by module name, float32 (out×in) on a device; each is read when asked for. `shapes` are known."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        shapes, self._files = _headers(folder)
-        self._parts, self._device = parts(shapes, folder), device
+        whole, self._files = _headers(folder)
+        self._parts, self._device = parts(whole, folder), device
+        self.shapes = _of_parts(whole, self._parts)
 
     def __getitem__(self, module: str) -> Tensor:
         """Opened and closed each time: a mapped file counts as resident memory for as long as it is open.

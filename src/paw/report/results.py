@@ -27,10 +27,15 @@ class System:
     evaluation: Artifact
     made: list[Artifact] = field(default_factory=list)  # the stages before the evaluation: training, transfer
     coverage: float | None = None
-    draw_of: str = ""  # what it is one draw of, where chance decides; else its own name
+    draw_of: str | None = None  # what it is one draw of, where chance decides
     gap: Gap | None = None
     gap_by_likelihood: Gap | None = None  # of the gold answers: more power where questions are few
     versus: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def group(self) -> str:
+        """What several draws have in common; of a system that is none, its own name."""
+        return self.draw_of or self.name
 
     @property
     def result(self) -> dict[str, Any]:
@@ -48,7 +53,7 @@ class System:
         stages = [*self.made, self.evaluation]
         gpu = [a.cost["gpu_mib"] for a in stages if a.cost["gpu_mib"] is not None]
         return {
-            "system": self.name, "draw_of": self.draw_of or self.name, "model": self.model, **self.result,
+            "system": self.name, "draw_of": self.group, "model": self.model, **self.result,
             "seconds": sum(a.cost["seconds"] or 0 for a in stages), "ram_mib": max(a.cost["ram_mib"] or 0 for a in stages),
             "gpu_mib": max(gpu) if gpu else None, "coverage": self.coverage,
             "gap_recovered": self.gap.recovered if self.gap else None,
@@ -82,7 +87,7 @@ def _draws(systems: list[System]) -> list[list[System]]:
     """Systems by what they are draws of."""
     groups: dict[str, list[System]] = {}
     for system in systems:
-        groups.setdefault(system.draw_of or system.name, []).append(system)
+        groups.setdefault(system.group, []).append(system)
     return list(groups.values())
 
 
@@ -102,7 +107,7 @@ def _sentence(several: list[System]) -> str:
         return f"{several[0].name}: {said} {versus[0]['versus']}, {difference(versus[0])}."
     gains, harms = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
     found = f"{gains} a gain, {harms} harm, {len(versus) - gains - harms} no effect shown"
-    return f"{several[0].draw_of}, {len(several)} draws: {_range(versus)} against {versus[0]['versus']}; {found}."
+    return f"{several[0].group}, {len(several)} draws: {_range(versus)} against {versus[0]['versus']}; {found}."
 
 
 def _beats(name: str, versus: list[dict[str, Any]], several: list[System]) -> str:
@@ -112,7 +117,7 @@ def _beats(name: str, versus: list[dict[str, Any]], several: list[System]) -> st
     above, below = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
     lowest = min(v["low"] for v in versus)
     return (
-        f"{name} is above {above} and below {below} of {len(versus)} draws of {several[0].draw_of}: {_range(versus)}, "
+        f"{name} is above {above} and below {below} of {len(versus)} draws of {several[0].group}: {_range(versus)}, "
         f"the lowest interval begins at {lowest:+.3f}."
     )
 
@@ -125,11 +130,11 @@ def _range(versus: list[dict[str, Any]]) -> str:
 def _recovered(several: list[System]) -> str:
     gaps = [s.gap_by_likelihood for s in several]
     if not all(g and g.eligible for g in gaps):
-        return f"{several[0].draw_of} has no gap to recover"
+        return f"{several[0].group} has no gap to recover"
     if len(several) == 1 and gaps[0]:
         return f"{several[0].name} recovers {gaps[0].recovered:+.2f} of the gap [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
     shares = [g.recovered for g in gaps if g and g.recovered is not None]
-    return f"{several[0].draw_of}, {len(several)} draws, recover {min(shares):+.2f} to {max(shares):+.2f} of the gap"
+    return f"{several[0].group}, {len(several)} draws, recover {min(shares):+.2f} to {max(shares):+.2f} of the gap"
 
 
 # ---- written ----------------------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def _folded(several: list[System]) -> list[str]:
         return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
     cells = _cells(several[0])
-    cells[0] = f"{several[0].draw_of}, {len(several)} draws"
+    cells[0] = f"{several[0].group}, {len(several)} draws"
     if rows[0]["accuracy"] is not None:
         cells[1] = spread([r["accuracy"] for r in rows], ".3f")
     cells[2], cells[3] = (f"{sum(r[key] for r in rows) / len(rows):{form}}" for key, form in (("loss", ".3f"), ("perplexity", ".3g")))

@@ -2,6 +2,6 @@
 
 from paw.store.fingerprint import digest, plain, sha256
 from paw.store.store import Artifact, Input, Stage, Store, Watch, free_memory
-from paw.store.write import write_text
+from paw.store.write import replacing, write_text
 
-__all__ = ["Artifact", "Input", "Stage", "Store", "Watch", "digest", "free_memory", "plain", "sha256", "write_text"]
+__all__ = ["Artifact", "Input", "Stage", "Store", "Watch", "digest", "free_memory", "plain", "replacing", "sha256", "write_text"]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside, of this process alone; what was written there takes the place of `path` at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as f:
+    yield beside
+    beside.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
         os.fsync(f.fileno())
-    beside.replace(path)
 
 
 def sync(folder: Path) -> None:

@@ -27,7 +27,7 @@ from paw.transfer import calibrate as calibrating
 from paw.transfer import layers as matching
 from paw.transfer import placebo as spoiling
 from paw.transfer import stage as transferring
-from paw.transfer.modules import HELD, aligned, all_pairs, by_index, by_layer, moments_bytes, proportional, spread
+from paw.transfer.modules import BASIS, HELD, aligned, all_pairs, by_index, by_layer, moments_bytes, proportional, spread
 
 log = logging.getLogger("paw")
 
@@ -131,7 +131,7 @@ class Stages:
         unparsed = f", {r['unparsed']} answers say nothing that can be parsed" if r.get("unparsed") else ""
         self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}{unparsed}")
         coverage = next((a.result["coverage"] for a in adapter.made if "coverage" in a.result), None) if adapter else None
-        return System(name, base.name, done, list(adapter.made) if adapter else [], coverage, draw_of or name)
+        return System(name, base.name, done, list(adapter.made) if adapter else [], coverage, draw_of)
 
     def train(self, base: Base) -> Adapter:
         """A base's own adapter on the training split."""
@@ -174,7 +174,7 @@ class Stages:
         if not by_weights and not _needs_text(c) and c.layers != "cka":
             return None
         text = None if by_weights else replace(self._calibrate(c, source, target, []), positions=HELD)
-        config = matching.MatchStage(text, c.basis or 320, self.runtime.device, self._bases)
+        config = matching.MatchStage(text, c.basis or BASIS, self.runtime.device, self._bases)
         inputs = {"source": source.input, "target": target.input, **({} if by_weights else self._calibration(c))}
         done = self._run(matching.STAGE, config, inputs, f"compare the layers of {source.name} and {target.name}")
         matrix = done.result["similarity"]
@@ -198,9 +198,10 @@ class Stages:
         if known in self._moved:
             return self._moved[known]
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
-        layers, text, matched = self._layers(c, source, target), None, self._match(c, source, target)
+        text, matched = None, self._match(c, source, target)
         if matched is not None:
             inputs["match"] = matched.as_input()
+        layers = self._layers(c, source, target, matched)
         if _needs_text(c):
             text = replace(self._calibrate(c, source, target, layers), shuffle=shuffle)
             if c.evidence == "models" or not self._moments_fit(c, source, target, layers):
@@ -231,15 +232,14 @@ class Stages:
     def _bases(self) -> str:
         return str(self.store.root / "bases")
 
-    def _layers(self, c: TransferConfig, source: Base, target: Base) -> list[tuple[int, int]]:
+    def _layers(self, c: TransferConfig, source: Base, target: Base, matched: Artifact | None) -> list[tuple[int, int]]:
         """Matched layers (source, target)."""
         depths = [len(transferring.layers_of(base.input.path)) for base in (source, target)]
         if c.layers in ("proportional", "index"):
             layers = (proportional if c.layers == "proportional" else by_index)(*depths)
         else:
-            found = self._match(c, source, target)
-            assert found is not None
-            layers = aligned(found.result["similarity"])
+            assert matched is not None
+            layers = aligned(matched.result["similarity"])
         return list(spread(layers, *depths) if c.spread else layers)
 
     def _calibrate(self, c: TransferConfig, source: Base, target: Base, layers: list[tuple[int, int]]) -> calibrating.CalibrateStage:

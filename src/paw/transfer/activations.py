@@ -1,4 +1,5 @@
-"""Second moments of both models' activations at the same text positions, streamed: activations are never kept."""
+"""Both models' activations at the same text positions, batch by batch, and their second moments: only positions held out
+of the fit are kept."""
 
 from __future__ import annotations
 
@@ -66,6 +67,11 @@ def hold_out(texts: Sequence[PairedText], limit: int) -> tuple[list[PairedText],
     return list(texts[:cut]), list(texts[cut:])
 
 
+def by_length(texts: Sequence[PairedText]) -> list[PairedText]:
+    """In order of the source's length: little padding in a batch, and one order for both models."""
+    return sorted(texts, key=lambda t: len(t.source))
+
+
 Models = tuple[Any, Any]  # source and target
 Places = tuple[dict[Space, Part], dict[Space, Part]]  # where each of their spaces is seen
 
@@ -116,7 +122,8 @@ def seen(
     models: Models, places: Places, texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int]
 ) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
     """Batch by batch, what both models do at the paired positions: positions × width, float32, by space."""
-    return zip(*(seen_by(models[side], places[side], texts, side, batch_size, pads[side]) for side in (0, 1)), strict=True)
+    order = by_length(texts)
+    return zip(*(seen_by(models[side], places[side], order, side, batch_size, pads[side]) for side in (0, 1)), strict=True)
 
 
 def _mispaired(
@@ -128,7 +135,7 @@ def _mispaired(
     streams = []
     for side in (0, 1):
         order = [texts[i] for i in torch.randperm(len(texts), generator=generator)]
-        streams.append(_rows(seen_by(models[side], places[side], order, side, batch_size, pads[side], by_length=False), generator))
+        streams.append(_rows(seen_by(models[side], places[side], order, side, batch_size, pads[side]), generator))
     yield from zip(*streams, strict=True)
 
 
@@ -153,13 +160,10 @@ def seen_by(
     side: int,
     batch_size: int,
     pad_id: int,
-    by_length: bool = True,
 ) -> Iterator[dict[Space, Tensor]]:
-    """The same of one model (side 0 reads the texts as the source, 1 as the target). Texts come in order of the source's
-    length, so in the same order for both; or as they are given."""
-    order = sorted(texts, key=lambda t: len(t.source)) if by_length else texts
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    """The same of one model (side 0 reads the texts as the source, 1 as the target)."""
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
         rows = [row for row, text in enumerate(batch) for _ in text.positions]
         columns = [position[side] for text in batch for position in text.positions]
         with _Recorder(model, places, rows, columns) as recorder:

@@ -4,15 +4,13 @@ what the first computed. The largest k that was asked for is kept, and cut."""
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from paw.store import digest
+from paw.store import digest, replacing
 from paw.transfer.linalg import SMALL, Basis, singular_basis
 
 VERSION = "1"  # of what linalg.singular_basis computes: raise it when that changes
@@ -22,18 +20,14 @@ VERSION = "1"  # of what linalg.singular_basis computes: raise it when that chan
 class Bases:
     """Of one model's weights, by module name. `root` None keeps nothing."""
 
-    root: Path | None
+    root: str | Path | None
     model: str  # the fingerprint of its content
-
-    @staticmethod
-    def under(root: str | None, model: str) -> Bases:
-        return Bases(Path(root) if root else None, model)
 
     def of(self, module: str, shape: tuple[int, int], k: int, weight: Callable[[], Tensor], device: str) -> Basis:
         """The top k singular vectors of a module's weight (out×in), float32; the weight is read only if they must be computed."""
         if self.root is None or max(shape) <= SMALL:  # small ones are computed as fast as read
             return singular_basis(weight(), k)
-        file = self.root / f"{digest([VERSION, self.model, module])[:24]}.safetensors"
+        file = Path(self.root) / f"{digest([VERSION, self.model, module])[:24]}.safetensors"
         found = _read(file, k, device)
         if found is None:
             found = singular_basis(weight(), k)
@@ -54,11 +48,9 @@ def _read(file: Path, k: int, device: str) -> Basis | None:
 
 
 def _write(file: Path, basis: Basis) -> None:
-    """Beside it, then renamed: two processes that compute the same write the same."""
+    """Two processes that compute the same write the same."""
     from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}")
     tensors = {"u": basis.u, "v": basis.v, "values": basis.values}
-    save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"norm": repr(basis.norm)})
-    beside.replace(file)
+    with replacing(file) as beside:
+        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"norm": repr(basis.norm)})

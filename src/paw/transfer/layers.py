@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from paw.config.schema import transient
 from paw.errors import TransferError
-from paw.models.tensors import Weights, linear_shapes
+from paw.models.tensors import Weights
 from paw.store import Input, Stage, Watch, write_text
 from paw.transfer.calibrate import CalibrateStage, Calibration
-from paw.transfer.modules import ROLES, UPDATE, by_layer
+from paw.transfer.modules import BASIS, ROLES, UPDATE, basis_size, by_layer, layer_module
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ STAGE = Stage("match", "1", "paw.transfer.layers:match")
 @dataclass
 class MatchStage:
     text: CalibrateStage | None  # for CKA, on this text; None compares weights
-    basis: int = 320
+    basis: int = BASIS
     device: str = transient("cpu")
     bases: str | None = transient(None)  # where singular bases are kept
 
@@ -56,7 +56,9 @@ def _by_text(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[list[f
     from paw.transfer.activations import seen
 
     run = Calibration(config, inputs)
-    places = [{(layer, UPDATE): Part(_layer_module(roles)) for layer, roles in by_layer(parts).items()} for parts in run.parts]
+    places = [
+        {(layer, UPDATE): Part(layer_module(next(iter(roles.values())))) for layer, roles in by_layer(parts).items()} for parts in run.parts
+    ]
     batches = list(seen(run.models, (places[0], places[1]), run.texts, config.batch_size, run.pads))
     grams = []
     for side in (0, 1):
@@ -67,13 +69,6 @@ def _by_text(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[list[f
         [_hsic(k, g) / max(float(a * b), 1e-30) ** 0.5 for g, b in zip(grams[0], own[0], strict=True)]
         for k, a in zip(grams[1], own[1], strict=True)
     ]
-
-
-def _layer_module(roles: Mapping[str, str]) -> str:
-    """`model.layers.3` of `model.layers.3.self_attn.q_proj`."""
-    name = next(iter(roles.values()))
-    head, _, tail = name.rpartition("layers.")
-    return f"{head}layers.{tail.split('.')[0]}"
 
 
 def _gram(chunks: Sequence[Tensor]) -> Tensor:
@@ -97,10 +92,9 @@ def _by_weights(config: MatchStage, inputs: Mapping[str, Input], watch: Watch) -
 
     sides = []
     for name in ("source", "target"):
-        shapes, path = linear_shapes(inputs[name].path), inputs[name].path
-        bases, weights = Bases.under(config.bases, inputs[name].fingerprint), Weights(path, config.device)
-        layers = by_layer(shapes)
-        sides.append([_streams(layers[i], shapes, weights, bases, config) for i in sorted(layers)])
+        bases, weights = Bases(config.bases, inputs[name].fingerprint), Weights(inputs[name].path, config.device)
+        layers = by_layer(weights.shapes)
+        sides.append([_streams(layers[i], weights, bases, config) for i in sorted(layers)])
         watch.progress(len(sides), 2, "models")
     (width, other) = (next(iter(side[0].values())).shape[0] for side in sides)
     if width != other:
@@ -111,14 +105,12 @@ def _by_weights(config: MatchStage, inputs: Mapping[str, Input], watch: Watch) -
     return [[_excess(s, t) for s in sides[0]] for t in sides[1]]
 
 
-def _streams(
-    roles: Mapping[str, str], shapes: Mapping[str, tuple[int, int]], weights: Weights, bases: Bases, config: MatchStage
-) -> dict[str, Tensor]:
+def _streams(roles: Mapping[str, str], weights: Weights, bases: Bases, config: MatchStage) -> dict[str, Tensor]:
     """By role, the basis of the subspace of the residual stream that a module reads from or writes to."""
     out = {}
     for role, name in roles.items():
-        k = max(1, min(config.basis, min(shapes[name]) // 2))
-        basis = bases.of(name, shapes[name], k, partial(weights.__getitem__, name), config.device)
+        shape = weights.shapes[name]
+        basis = bases.of(name, shape, basis_size(min(shape), config.basis), partial(weights.__getitem__, name), config.device)
         out[role] = basis.u if ROLES[role].onto_stream else basis.v
     return out
 

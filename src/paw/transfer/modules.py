@@ -52,6 +52,7 @@ ROLES = {
 }
 
 UPDATE = Place("layer", "update")  # what a layer adds to the residual stream
+BASIS = 320  # singular vectors kept a side, unless transfer.basis says otherwise
 HELD = 512  # positions on which maps are judged, at most; of texts that they are not fitted on
 
 # A space of a model: layer and place. A matching: (source layer, target layer).
@@ -70,6 +71,19 @@ def layer_of(name: str) -> tuple[int, str]:
         raise TransferError(f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a layer). "
                             "Train the adapter on those: adapter.target_modules.")  # fmt: skip
     return int(match[1]), match[2]
+
+
+def layer_module(name: str) -> str:
+    """The layer itself: `model.layers.3` of `model.layers.3.self_attn.q_proj`."""
+    match = LAYER.fullmatch(name)
+    assert match is not None, name
+    return name[: match.end(1)]
+
+
+def basis_size(smallest: int, most: int) -> int:
+    """How many singular vectors to keep where nobody says: at most half of the smallest dimension, for the more of a space
+    two subspaces fill, the less their overlap says."""
+    return max(1, min(most, smallest // 2))
 
 
 def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:

@@ -13,7 +13,7 @@ from paw.errors import TransferError
 from paw.models.layout import Heads
 from paw.transfer import linalg
 from paw.transfer.linalg import Basis
-from paw.transfer.modules import ROLES, Place, Role, layer_of
+from paw.transfer.modules import BASIS, ROLES, Place, Role, basis_size, layer_of
 
 
 @dataclass
@@ -95,10 +95,9 @@ class Pair:
 
     @cached_property
     def k(self) -> int:
-        """What `transfer.basis` asks for; else 320, and at most half of the smallest dimension: the more of a space two
-        subspaces fill, the less their overlap says."""
+        """What `transfer.basis` asks for, up to all; else what says something of an overlap."""
         smallest = min(*self.source.shape, *self.target.shape)
-        return max(1, min(320, smallest // 2)) if self.basis is None else min(self.basis, smallest)
+        return basis_size(smallest, BASIS) if self.basis is None else min(self.basis, smallest)
 
     @property
     def role(self) -> Role:

@@ -32,7 +32,7 @@ def write_report(
     """
     data, text, picture = (out / name for name in REPORT)
     write_text(data, json.dumps({**result, "modules": rows}, indent=1))
-    _draw(picture, rows, json.loads((match.path / MATRIX).read_text()) if match else None, layers)
+    drawn = _draw(picture, rows, json.loads((match.path / MATRIX).read_text()) if match else None, layers)
     by_role = {role: [r for r in rows if layer_of(r["target"])[1] == role] for role in ROLES}
     cells = [[role, str(len(found)), *(_cell(mean(found, key)) for key in COLUMNS)] for role, found in by_role.items() if found]
     left = [r["target"] for r in rows if not r["transferred"]]
@@ -44,7 +44,7 @@ def write_report(
         "target's. Means of the modules of a role:",
         markdown_table([["role", "modules", *COLUMNS.values()], *cells]),
         *gate,
-        f"![layers and modules]({picture.name})",
+        *([f"![layers and modules]({picture.name})"] if drawn else []),
         NOTES,
     ]
     write_text(text, "\n\n".join(said) + "\n")
@@ -62,19 +62,18 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if abs(value) < 0.01 else f"{value:.2f}"
 
 
-def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | None, layers: Sequence[tuple[int, int]]) -> None:
-    """The similarity of all layers above chance with the matched ones marked; energy kept, and R² of the maps, by module."""
+def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | None, layers: Sequence[tuple[int, int]]) -> bool:
+    """The similarity of all layers above chance with the matched ones marked; energy kept, and R² of the maps, by module.
+    False where a method has none of it to show."""
     from matplotlib.figure import Figure
 
     shown = [key for key in ("kept_energy", "r2_in", "r2_out") if mean(rows, key) is not None]
-    panels = bool(matrix) + bool(shown)
     depth = len({layer_of(r["target"])[0] for r in rows})
-    figure = Figure(figsize=(5 * bool(matrix) + max(5.0, 0.5 * depth + 2) * bool(shown) or 5, 4.2), layout="constrained")
-    axes = iter(
-        figure.subplots(
-            1, max(panels, 1), squeeze=False, width_ratios=[5] * bool(matrix) + [max(5.0, 0.5 * depth + 2)] * bool(shown) or [1]
-        )[0]
-    )
+    widths = [5.0] * bool(matrix) + [max(5.0, 0.5 * depth + 2)] * bool(shown)
+    if not widths:
+        return False
+    figure = Figure(figsize=(sum(widths), 4.2), layout="constrained")
+    axes = iter(figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0])
     if matrix:
         ax, values = next(axes), matrix["similarity"]
         limit = max(max(map(abs, row)) for row in values) or 1.0
@@ -88,6 +87,7 @@ def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | N
         ax = next(axes)
         _bars(ax, rows, shown)
     figure.savefig(file, dpi=110)
+    return True
 
 
 def _bars(ax: Any, rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from paw.errors import TransferError
 from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, write_adapter
 from paw.models.layout import heads
 from paw.models.load import Runtime, load_tokenizer
-from paw.models.tensors import Shapes, Weights, linear_shapes, module_parts
+from paw.models.tensors import Weights, linear_shapes, module_parts
 from paw.store import Input, Stage, Watch
 from paw.transfer import calibrate
 from paw.transfer.modules import ROLES, by_layer, layer_of, pair_names
@@ -157,18 +157,18 @@ def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, I
     """Pairs with what was seen of them on text; weights are read and decomposed `workers` pairs ahead."""
     from paw.transfer.pairing import Pair
 
-    c, device, paths = config.transfer, config.runtime.device, [inputs[name].path for name in ("source", "target")]
-    shapes = [linear_shapes(path) for path in paths]
+    c, device, models = config.transfer, config.runtime.device, (inputs["source"], inputs["target"])
+    source, target = (Weights(model.path, device) for model in models)
     groups: Iterator[calibrate.Group]
     if "moments" in inputs:
         groups = calibrate.stored(inputs["moments"].path, names, device)
     elif config.text is not None:
-        groups = calibrate.streamed(config.text, inputs, names, (shapes[0], shapes[1]), c.memory_gb, watch)
+        groups = calibrate.streamed(config.text, inputs, names, (source.shapes, target.shapes), c.memory_gb, watch)
     else:
         groups = iter([(names, {})])
-    sides = [_sides(inputs[name], known, config) for name, known in zip(("source", "target"), shapes, strict=True)]
-    residual = _residual(inputs, config) if c.evidence == "embeddings" else None
-    attention = (heads(paths[0]), heads(paths[1]))
+    sides = [_sides(weights, model, config) for weights, model in zip((source, target), models, strict=True)]
+    residual = _residual((source, target), models, config) if c.evidence == "embeddings" else None
+    attention = (heads(models[0].path), heads(models[1].path))
 
     def ready(pair: Pair) -> Pair:
         _ = pair.source.basis, pair.target.basis
@@ -188,32 +188,28 @@ def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, I
             yield ahead.popleft().result()
 
 
-def _sides(model: Input, shapes: Shapes, config: TransferStage) -> Callable[[str], Side]:
+def _sides(weights: Weights, model: Input, config: TransferStage) -> Callable[[str], Side]:
     """Modules of one model by name; weights and bases are found when asked for."""
     from paw.transfer.bases import Bases
     from paw.transfer.pairing import Side
 
-    device = config.runtime.device
-    weights, bases = Weights(model.path, device), Bases.under(config.bases, model.fingerprint)
+    bases, device = Bases(config.bases, model.fingerprint), config.runtime.device
 
     def side(name: str) -> Side:
-        read = partial(weights.__getitem__, name)
-        return Side(name, shapes[name], read, lambda k: bases.of(name, shapes[name], k, read, device))
+        read, shape = partial(weights.__getitem__, name), weights.shapes[name]
+        return Side(name, shape, read, lambda k: bases.of(name, shape, k, read, device))
 
     return side
 
 
-def _residual(inputs: Mapping[str, Input], config: TransferStage) -> Site:
+def _residual(weights: tuple[Weights, Weights], models: tuple[Input, Input], config: TransferStage) -> Site:
     from paw.transfer.anchors import embedding_site, shared_tokens
 
-    paths = [inputs[name].path for name in ("source", "target")]
-    tokenizers = [load_tokenizer(path, trust) for path, trust in zip(paths, config.trust, strict=True)]
-    tables = []
-    for path in paths:
-        if EMBEDDINGS not in linear_shapes(path):
-            raise TransferError(f"{path}: has no {EMBEDDINGS}, which transfer=embedding looks at. Use another method.")
-        tables.append(Weights(path, config.runtime.device)[EMBEDDINGS])
-    return embedding_site(tables[0], tables[1], shared_tokens(tokenizers[0], tokenizers[1]))
+    for each, model in zip(weights, models, strict=True):
+        if EMBEDDINGS not in each.shapes:
+            raise TransferError(f"{model.path}: has no {EMBEDDINGS}, which transfer=embedding looks at. Use another method.")
+    source, target = (load_tokenizer(model.path, trust) for model, trust in zip(models, config.trust, strict=True))
+    return embedding_site(weights[0][EMBEDDINGS], weights[1][EMBEDDINGS], shared_tokens(source, target))
 
 
 def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, share: float = 1.0) -> tuple[Factors, Row]:
@@ -307,7 +303,7 @@ def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, 
     assert config.text is not None
     found = method.fit(adapter, calibrate.Calibration(config.text, inputs), config.layers, config.transfer, watch)
     weights = [Weights(inputs[name].path, config.runtime.device) for name in ("source", "target")]
-    twins, roles = {t: s for s, t in config.layers}, by_layer(linear_shapes(inputs["source"].path))
+    twins, roles = {t: s for s, t in config.layers}, by_layer(weights[0].shapes)
     for name, fitted in found.items():
         layer, role = layer_of(name)
         twin = roles[twins[layer]][role]

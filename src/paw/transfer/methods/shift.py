@@ -20,11 +20,11 @@ from paw.errors import TransferError
 from paw.models.adapters import Factors
 from paw.models.layout import Part
 from paw.store import Watch
-from paw.transfer.activations import PairedText, seen_by
+from paw.transfer.activations import PairedText, by_length, seen_by
 from paw.transfer.calibrate import Calibration
 from paw.transfer.linalg import best_penalty, ridge
 from paw.transfer.methods import Fit
-from paw.transfer.modules import Layers, Place, Space, by_layer
+from paw.transfer.modules import Layers, Place, Space, by_layer, layer_module
 
 MIDDLE, END = Place("gate_proj", "stream"), Place("layer", "out")  # of a layer: the stream between its halves, and after it
 WRITERS = ((MIDDLE, "o_proj"), (END, "down_proj"))
@@ -97,7 +97,7 @@ def _streams(model: Any, roles: Mapping[int, Mapping[str, str]]) -> dict[Space, 
     (which some families call post-attention, though it is not after but before), and at the layer's output."""
     out: dict[Space, Part] = {}
     for layer, names in roles.items():
-        root = names["down_proj"].rpartition(f"layers.{layer}.")[0] + f"layers.{layer}"
+        root = layer_module(names["down_proj"])
         held = dict(model.get_submodule(root).named_children())
         norm = next((n for n in ("pre_feedforward_layernorm", "post_attention_layernorm") if n in held), None)
         if norm is None:
@@ -108,7 +108,7 @@ def _streams(model: Any, roles: Mapping[int, Mapping[str, str]]) -> dict[Space, 
 
 def _capture(run: Calibration, side: int, places: Mapping[Space, Part], texts: Sequence[PairedText]) -> dict[Space, Tensor]:
     """Positions × width by space, on the target's device."""
-    batches = list(seen_by(run.models[side], places, texts, side, run.config.batch_size, run.pads[side]))
+    batches = list(seen_by(run.models[side], places, by_length(texts), side, run.config.batch_size, run.pads[side]))
     device = run.target.device
     return {space: torch.cat([now[space].to(device) for now in batches] or [torch.empty(0, 1, device=device)]) for space in places}
 
