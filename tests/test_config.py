@@ -21,7 +21,7 @@ CHOICES = [f"{group}={choice}" for group, choices in groups().items() for choice
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_yaml_composes(choice: str) -> None:
-    compose_config([choice])
+    compose_config([choice, *(["task=train"] if choice == "dataset=stsb" else [])])  # which has numbers and no words
 
 
 def test_every_yaml_is_reachable() -> None:
@@ -157,7 +157,7 @@ WRONG = [
     ("seed=1.5", "seed"),
     ("foo=1", "foo"),
     ("'dataset.prompt=Q {} A'", "dataset.prompt"),
-    ("hardware.devices=2", "ddp_spawn"),
+    ("hardware.strategy=fsdp hardware=cpu", "needs GPUs"),
     ("--config-dir=/nowhere", "--config-dir"),
     ("train", "train"),
     ("models=[tiny_llama]", "task=evaluate"),

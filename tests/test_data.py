@@ -163,7 +163,7 @@ def test_a_file_may_hold_the_hubs_own_rows(tmp_path: Path) -> None:
 def test_options_under_letters(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     file.write_text(json.dumps(ROW | {"labels": ["1", "2"], "answer": "2"}) + "\n")
-    found = examples(file, DatasetConfig(name="own"), "test", lettered=True)[0]
+    found = examples(file, DatasetConfig(name="own"), "test", form="letter")[0]
     assert found == Example("a", ("Question: Why?\nA. yes\nB. no\nAnswer:",) * 2, (" A", " B"), 1)
     assert found.solved().endswith("Answer: B")
 

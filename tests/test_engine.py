@@ -23,7 +23,7 @@ from paw.errors import AdapterError, DataError, ModelError, StageError
 from paw.evaluation import answers, engine
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Engine, Job
-from paw.evaluation.likelihood import token_logprobs
+from paw.evaluation.likelihood import label_logprobs
 from paw.evaluation.plan import Scoring, plan_scoring, plan_writing
 from paw.evaluation.stage import EvaluateStage, evaluate, read_records
 from paw.evaluation.trees import pack, shared_prefix, tree, visible
@@ -98,7 +98,7 @@ def packed(held: Engine, about: Job, rows: list[list[Encoded]], tokens: int = 25
 
 def alone(model: Any, rows: list[list[Encoded]]) -> list[list[float]]:
     with torch.inference_mode():
-        return [[float(token_logprobs(model, [r], 0)[0].sum()) for r in q] for q in rows]
+        return [[float(label_logprobs(model, [r], 0).sum()) for r in q] for q in rows]
 
 
 def close(a: list[list[float]], b: list[list[float]], tolerance: float = 1e-4) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib.util import find_spec
 
 
 class PawError(Exception):
@@ -37,6 +38,15 @@ class TransferError(PawError):
 
 class StageError(PawError):
     """A stage that cannot be run, or whose artifact cannot be read."""
+
+
+def need(package: str, extra: str, what: str) -> None:
+    """
+    Raises:
+        ConfigError: where a package that `what` needs is not installed.
+    """
+    if find_spec(package) is None:
+        raise ConfigError(f'{what} needs the package {package}. Install it: pip install "paw[{extra}]".')
 
 
 def nearest(name: str, names: Iterable[str], limit: int = 24) -> str:

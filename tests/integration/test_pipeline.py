@@ -331,7 +331,7 @@ def test_trackers_get_the_curve(tmp_path: Path, paw: Paw) -> None:
 def test_two_cpu_processes_train_data_parallel(tmp_path: Path, paw: Paw) -> None:
     """The strategy of the four-GPU profile, for real on gloo: two ranks, one adapter."""
     args = ["task=train", "experiment=demo", "train.max_steps=30", "hardware.device=cpu"]
-    paw(*args, "hardware.devices=2", "hardware.strategy=ddp_spawn")
+    paw(*args, "hardware.devices=2")
     two = results(newest(tmp_path))["source + own adapter"]
     assert two["loss"] < results(newest(tmp_path))["source base"]["loss"] / 2
 

@@ -62,8 +62,18 @@ def typed(config: DictConfig) -> PawConfig:
         raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
     if result.adapter.path and result.task in ("evaluate", "train"):
         raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
-    if result.evaluate.mode == "letter" and result.dataset.kind == "text":
+    if result.evaluate.mode == "letter" and result.dataset.kind in ("text", "chat"):
         raise ConfigError(f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate.")
+    if result.evaluate.mode == "classify":
+        if result.task in ("pipeline", "transfer"):
+            raise ConfigError(f"task={result.task}: a trained head belongs to its own base and is not transferred. "
+                              "Use evaluate.mode=likelihood, where classes are words.")  # fmt: skip
+        if result.dataset.kind in ("text", "chat") or result.evaluate.num_fewshot:
+            raise ConfigError("evaluate.mode=classify: needs a data set with labels (kind question or glue), and takes no shots.")
+    if result.task == "prefer" and result.adapter.quantise != "none":
+        raise ConfigError("task=prefer: adapter.quantise is not supported here. Use adapter=lora.")
+    if result.train.gradient_checkpointing and result.adapter.method == "prefix_tuning":
+        raise ConfigError("train.gradient_checkpointing: prefix tuning keeps a cache, which recomputing cannot. Leave it out.")
     if result.runs and result.task != "compare":
         raise ConfigError(f"runs: only task=compare takes runs, not task={result.task}.")
     if result.adapters and result.task != "evaluate":
@@ -234,7 +244,12 @@ def _names_at(parent: str) -> list[str]:
         if part not in found:
             return []
         node = _dataclass_named(str(found[part].type))
-    return [f.name for f in fields(node)] if is_dataclass(node) else []
+    return list(dict.fromkeys(f.name for kind in _with_subclasses(node) for f in fields(kind))) if is_dataclass(node) else []
+
+
+def _with_subclasses(kind: Any) -> list[Any]:
+    """A schema and those of its methods, which have keys of their own."""
+    return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _with_subclasses(sub))]
 
 
 def _dataclass_named(annotation: str) -> Any:

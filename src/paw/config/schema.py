@@ -13,27 +13,15 @@ from typing import Any, Optional
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from paw.config.adapters import ADAPTER_SCHEMAS, AdapterConfig
+from paw.config.checks import one_of, transient, within
 from paw.errors import ConfigError
 from paw.paths import PACKAGE, conf_dir, embedded
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
-MODES = ("likelihood", "letter", "generate")
-
-
-def transient(default: Any) -> Any:
-    return field(default=default, metadata={"transient": True})
-
-
-def one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}: {value!r} is not allowed. Choose from: {', '.join(allowed)}.")
-
-
-def within(key: str, value: float, low: float, high: float, open_low: bool = False) -> None:
-    if not (low <= value <= high) or (open_low and value == low):
-        bracket = "(" if open_low else "["
-        raise ConfigError(f"{key}: {value} is outside {bracket}{low:g}, {high:g}].")
+STAGES = ("encode", "train", "prefer", "evaluate", "match", "calibrate", "transfer", "spoil", "merge", "compress")
+MODES = ("likelihood", "letter", "generate", "classify")
 
 
 @dataclass
@@ -77,7 +65,9 @@ class DatasetConfig:
     revision: Optional[str] = transient(None)
     calibration: Optional[str] = transient(None)  # unlabelled text for transfer; else the train split's questions
     train_split: str = transient("train")
+    val_split: Optional[str] = transient(None)  # for train.val_every
     eval_split: str = transient("test")
+    classes: list[str] = field(default_factory=list)  # names of the labels, in their order, where rows have none
 
     def __post_init__(self) -> None:
         kinds = sorted(p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__")
@@ -96,44 +86,54 @@ class DatasetConfig:
 
 
 @dataclass
-class AdapterConfig:
-    """LoRA (arXiv 2106.09685)."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.1
-    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
-    path: Optional[str] = None  # an adapter of the source model from elsewhere: it is not trained then
-
-    def __post_init__(self) -> None:
-        within("adapter.r", self.r, 1, 4096)
-        within("adapter.alpha", self.alpha, 1, 65536)
-        within("adapter.dropout", self.dropout, 0, 0.99)
-        if not self.target_modules:
-            raise ConfigError("adapter.target_modules: the list is empty. Name modules, or [all-linear].")
-
-
-@dataclass
 class TrainConfig:
-    lr: float = 1e-5
+    lr: float = 2e-4
     max_steps: int = 400
+    epochs: Optional[float] = None  # passes over the data; decides instead of max_steps
     batch_size: int = 4  # examples per step and device
     schedule: str = "cosine"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     grad_clip: float = 1.0
+    optimizer: str = "adamw"
     max_length: int = 1024  # tokens; longer examples are left out and counted
     seed: int = 0
+    # validation on dataset.val_split; the best adapter is kept then, and the last one beside it
+    val_every: Optional[int] = None  # steps
+    val_limit: int = 512  # examples, the first of the split
+    patience: Optional[int] = None  # validations without a better loss after which training stops
+    # how it is computed, not what
+    accumulate: int = transient(1)  # micro-batches that a step is computed in; doubled where memory runs out
+    packing: Optional[bool] = transient(None)  # examples in one row, each for itself; null: where model and method take it
+    gradient_checkpointing: bool = transient(False)  # turned on by itself where even single examples do not fit
+    compile: bool = transient(False)  # torch.compile; pads, for packed rows never have the same shape twice
+    liger: bool = transient(False)  # Liger's kernels: CUDA only
+    save_every: int = transient(50)  # steps between checkpoints; with validation, each validation
+    resume: str = transient("auto")  # auto: from this training's last checkpoint, if it was stopped; never; or a folder
 
     def __post_init__(self) -> None:
         within("train.lr", self.lr, 0, 10, open_low=True)
         within("train.max_steps", self.max_steps, 1, 10**9)
+        if self.epochs is not None:
+            within("train.epochs", self.epochs, 0, 10**6, open_low=True)
         within("train.batch_size", self.batch_size, 1, 10**6)
         within("train.warmup_ratio", self.warmup_ratio, 0, 1)
         within("train.weight_decay", self.weight_decay, 0, 10)
         within("train.grad_clip", self.grad_clip, 0, 10**6)
         within("train.max_length", self.max_length, 2, 10**7)
+        within("train.accumulate", self.accumulate, 1, 10**6)
+        within("train.save_every", self.save_every, 1, 10**9)
+        within("train.val_limit", self.val_limit, 1, 10**9)
         one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
+        one_of("train.optimizer", self.optimizer, ("adamw", "adamw_8bit", "paged_adamw_8bit"))
+        if self.val_every is not None:
+            within("train.val_every", self.val_every, 1, 10**9)
+        if self.patience is not None:
+            within("train.patience", self.patience, 1, 10**6)
+            if self.val_every is None:
+                raise ConfigError("train.patience: early stopping needs validation. Set train.val_every=STEPS.")
+        if self.compile and self.packing:
+            raise ConfigError("train.packing and train.compile: packed rows never have the same shape twice. Choose one.")
 
 
 @dataclass
@@ -141,7 +141,8 @@ class EvaluateConfig:
     """How questions are put and answered.
 
     `likelihood` compares the choices' log-likelihoods; `letter` those of the options' letters; `generate` has the model
-    write: the letter where there are choices, else a worked answer whose number counts.
+    write: the letter where there are choices, else a worked answer whose number counts; `classify` puts a trained head on
+    the model, one output a class.
     """
 
     mode: str = "likelihood"
@@ -168,7 +169,11 @@ class EvaluateConfig:
 
     def lettered(self, kind: str) -> bool:
         """Whether the options stand in the prompt; texts have none."""
-        return self.mode != "likelihood" and kind != "text"
+        return self.mode in ("letter", "generate") and kind not in ("text", "chat")
+
+    def form(self, kind: str) -> str:
+        """What a row becomes: its choices, their letters, or a class."""
+        return "letter" if self.lettered(kind) else "classify" if self.mode == "classify" else "likelihood"
 
 
 EVIDENCE = ("weights", "embeddings", "text", "models")
@@ -275,8 +280,8 @@ class HardwareConfig:
     device: str = "auto"
     precision: str = "auto"
     devices: int = 1
-    strategy: str = "auto"
-    workers: int = 0
+    strategy: str = "auto"  # of training on several devices: auto is ddp
+    memory_gb: Optional[float] = None  # of one device, for task=validate
     threads: Optional[int] = None
     train_batch_size: int = 4
     evaluate_batch_tokens: Optional[int] = None  # auto: by device
@@ -285,11 +290,60 @@ class HardwareConfig:
     def __post_init__(self) -> None:
         one_of("hardware.device", self.device, ("auto", "cpu", "cuda"))
         one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
-        one_of("hardware.strategy", self.strategy, ("auto", "ddp_spawn"))
+        one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         within("hardware.devices", self.devices, 1, 1024)
-        if self.devices > 1 and self.strategy != "ddp_spawn":
-            raise ConfigError(f"hardware.devices={self.devices}: several devices need hardware.strategy=ddp_spawn.")
-        within("hardware.workers", self.workers, 0, 1024)
+        if self.strategy in ("fsdp", "deepspeed") and self.device == "cpu":
+            raise ConfigError(f"hardware.strategy={self.strategy}: needs GPUs. Choose ddp, which also runs on CPUs.")
+
+
+@dataclass
+class MergeConfig:
+    """An adapter into its base."""
+
+    precision: str = "auto"  # of the merged weights: auto is the base's own; float32, bfloat16, float16
+    shard_gb: float = 5.0
+
+    def __post_init__(self) -> None:
+        one_of("merge.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
+        within("merge.shard_gb", self.shard_gb, 0, 10**6, open_low=True)
+
+
+@dataclass
+class PredictConfig:
+    """What is asked, and where answers go."""
+
+    text: Optional[str] = None  # one text
+    file: Optional[str] = None  # a line each, or .jsonl rows with the fields that dataset.prompt names; - is stdin
+    output: Optional[str] = None  # JSON lines, continued if it is there; else stdout
+    raw: bool = False  # texts are whole prompts: dataset.prompt is not put around them
+    max_new_tokens: int = 256
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        within("predict.max_new_tokens", self.max_new_tokens, 1, 10**6)
+        within("predict.batch_size", self.batch_size, 1, 10**6)
+
+
+@dataclass
+class CompressConfig:
+    """Post-training quantisation of a model's linear layers, by bitsandbytes."""
+
+    scheme: str = "nf4"
+
+    def __post_init__(self) -> None:
+        one_of("compress.scheme", self.scheme, ("nf4", "int8"))
+
+
+@dataclass
+class PreferConfig:
+    """Direct preference optimisation (arXiv 2305.18290), by TRL. Steps, batches and learning rate are those of `train`."""
+
+    beta: float = 0.1  # how far from the base it may go: less is further
+    loss: str = "sigmoid"
+
+    def __post_init__(self) -> None:
+        within("prefer.beta", self.beta, 0, 10**3, open_low=True)
+        one_of("prefer.loss", self.loss, ("sigmoid", "hinge", "ipo"))
 
 
 @dataclass
@@ -324,11 +378,16 @@ class PawConfig:
     transfer: TransferConfig = MISSING
     hardware: HardwareConfig = MISSING
     tracker: TrackerConfig = MISSING
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
+    prefer: PreferConfig = field(default_factory=PreferConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
     adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
     runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
-    force: list[str] = field(default_factory=list)  # stages to run again: evaluate, train, match, calibrate, transfer, spoil, all
+    everything: bool = False  # task=validate: every model, data set, adapter and experiment in conf/ instead of this composition
+    force: list[str] = field(default_factory=list)  # stages to run again, of STAGES
     seed: int = 0
     name: Optional[str] = None  # of the run folder
 
@@ -336,7 +395,7 @@ class PawConfig:
         tasks = sorted(p.stem for p in (conf_dir() / "task").glob("*.yaml"))
         one_of("task", self.task, tuple(tasks))
         for stage in self.force:
-            one_of("force", stage, ("evaluate", "train", "match", "calibrate", "transfer", "spoil", "all"))
+            one_of("force", stage, (*STAGES, "all"))
 
 
 # The methods that have parameters of their own.
@@ -358,4 +417,7 @@ def register() -> None:
     # In groups of their own, so that "choose from" lists only what a user can choose.
     for name, node in (("base", TransferConfig), *TRANSFER_SCHEMAS.items()):
         store.store(group="schema/transfer", name=name, node=node)
+    for method, schema in ADAPTER_SCHEMAS.items():
+        store.store(group="schema/adapter", name=method, node=schema)
+    OmegaConf.register_new_resolver("paw.lr", lambda mode, causal, classify: classify if mode == "classify" else causal, replace=True)
     OmegaConf.register_new_resolver("paw.embedded", lambda name: str(embedded(name)), replace=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paw.data.example import Turns
 from paw.errors import DataError
 
 if TYPE_CHECKING:
@@ -14,35 +15,70 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a context with its continuation, which starts at `start`."""
+    """Token ids of a context with its continuation, which starts at `start`; or of a text with its class or value."""
 
     ids: tuple[int, ...]
     start: int
+    label: float = 0.0
 
 
-def encode(tokenizer: Any, pairs: Sequence[tuple[str, str]], chat: bool) -> list[Encoded]:
+def encode(tokenizer: Any, pairs: Sequence[tuple[str | Turns, str]], chat: bool, close: bool = False) -> list[Encoded]:
     """Contexts with continuations as tokens. The whole is encoded and cut at the longest common prefix with the context
     alone, so that merges across the boundary count as continuation, as in the harness.
 
+    Args:
+        chat: put contexts into the model's own chat template. Conversations are, in any case.
+        close: end the continuation as the model ends a text or its turn, so that training teaches it to stop.
+
     Raises:
-        DataError: if chat is asked of a tokenizer without a template, or a continuation is empty.
+        DataError: if a template is needed and the tokenizer has none, or a continuation is empty.
     """
-    if chat:
-        if not tokenizer.chat_template:
-            raise DataError("dataset.chat: this model's tokenizer has no chat template. Set dataset.chat=false.")
-        pairs = [(_as_chat(tokenizer, context), continuation.lstrip(" ")) for context, continuation in pairs]
-    contexts = sorted({c for c, _ in pairs})
-    special = not chat  # a template writes its own special tokens
-    alone = dict(zip(contexts, tokenizer(contexts, add_special_tokens=special).input_ids, strict=True))
-    whole = tokenizer([c + x for c, x in pairs], add_special_tokens=special).input_ids
+    texts = [_texts(tokenizer, context, continuation, chat, close) for context, continuation in pairs]
+    contexts = sorted({(c, plain) for c, _, plain in texts})
+    alone: dict[tuple[str, bool], list[int]] = {}
+    whole: list[list[int]] = [[]] * len(texts)
+    for special in (True, False):  # a template writes its own special tokens
+        mine = [c for c, plain in contexts if plain == special]
+        rows = [i for i, (_, _, plain) in enumerate(texts) if plain == special]
+        if rows:
+            ids = tokenizer(mine, add_special_tokens=special).input_ids
+            alone |= {(c, special): found for c, found in zip(mine, ids, strict=True)}
+            ids = tokenizer([texts[i][0] + texts[i][1] for i in rows], add_special_tokens=special).input_ids
+            for i, found in zip(rows, ids, strict=True):
+                whole[i] = found
     out = []
-    for (context, continuation), ids in zip(pairs, whole, strict=True):
-        start = common(alone[context], ids)
+    for (context, continuation, plain), ids in zip(texts, whole, strict=True):
+        start = common(alone[context, plain], ids)
         ids = _open(tokenizer, ids, continuation)
         if start >= len(ids) or not continuation.strip():
             raise DataError(f"an empty choice after {context[-60:]!r}: there is nothing to score.")
+        if close and plain and tokenizer.eos_token_id is not None:
+            ids = [*ids, tokenizer.eos_token_id]
         out.append(Encoded(tuple(ids), max(start, 1)))
     return out
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[Encoded]:
+    """One sentence or a pair as an encoder reads it; `start` is where the second begins, or the end."""
+    out = []
+    for text in texts:
+        found = tokenizer(*text)
+        second = next((i for i, s in enumerate(found.sequence_ids()) if s == 1), len(found.input_ids))
+        out.append(Encoded(tuple(found.input_ids), second))
+    return out
+
+
+def _texts(tokenizer: Any, context: str | Turns, continuation: str, chat: bool, close: bool) -> tuple[str, str, bool]:
+    """Context and continuation in words, and whether they are plain or a template's."""
+    if isinstance(context, str) and not chat:
+        return context, continuation, True
+    before = _as_chat(tokenizer, context)
+    after = continuation.lstrip(" ")
+    if close:
+        turns = [*_turns(context), {"role": "assistant", "content": after}]
+        said = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        after = said[len(before) :] if said.startswith(before) else after + (tokenizer.eos_token or "")
+    return before, after, False
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -55,12 +91,14 @@ def common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def encode_prompts(tokenizer: Any, contexts: Sequence[str], chat: bool) -> list[tuple[int, ...]]:
+def encode_prompts(tokenizer: Any, contexts: Sequence[str | Turns], chat: bool) -> list[tuple[int, ...]]:
     """Contexts alone as tokens, to be continued."""
-    if chat:
-        contexts = [_as_chat(tokenizer, context) for context in contexts]
-    found = tokenizer(list(contexts), add_special_tokens=not chat).input_ids
-    return [tuple(_open(tokenizer, ids, context)) for context, ids in zip(contexts, found, strict=True)]
+    out = []
+    for context in contexts:
+        plain = isinstance(context, str) and not chat
+        text = context if isinstance(context, str) and plain else _as_chat(tokenizer, context)
+        out.append(tuple(_open(tokenizer, tokenizer(text, add_special_tokens=plain).input_ids, text)))
+    return out
 
 
 def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
@@ -69,9 +107,16 @@ def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
     return ids[:-1] if end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token) else ids
 
 
-def _as_chat(tokenizer: Any, context: str) -> str:
-    turns = [{"role": "user", "content": context}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+def _as_chat(tokenizer: Any, context: str | Turns) -> str:
+    if not tokenizer.chat_template:
+        raise DataError("this model's tokenizer has no chat template, which conversations and dataset.chat=true need. "
+                        "Choose a model that is made for chats, or a dataset.prompt.")  # fmt: skip
+    return str(tokenizer.apply_chat_template(_turns(context), tokenize=False, add_generation_prompt=True))
+
+
+def _turns(context: str | Turns) -> list[dict[str, str]]:
+    turns = (("user", context),) if isinstance(context, str) else context
+    return [{"role": role, "content": content} for role, content in turns]
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -5,26 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from paw.errors import DataError
+
 Row = dict[str, Any]
+Turns = tuple[tuple[str, str], ...]  # (role, content) of each message of a conversation
 
 
 @dataclass(frozen=True)
 class Example:
     """One question. Choice i is `continuations[i]` after `contexts[i]`; most kinds have the same context for all.
 
-    A text with an answer and no alternatives has one choice: it has a likelihood but no accuracy.
+    A text with an answer and no alternatives has one choice: it has a likelihood but no accuracy. Of a conversation the
+    context is its messages, which the model's own chat template puts into words.
     """
 
     id: str
-    contexts: tuple[str, ...]
+    contexts: tuple[str | Turns, ...]
     continuations: tuple[str, ...]
     gold: int
+    texts: tuple[str, ...] = ()  # one sentence or a pair, as an encoder reads it
+    value: float | None = None  # what a regression is to find, instead of a class
     line: int = field(default=0, compare=False)  # in its file, for messages
 
     def solved(self) -> str:
         """The question with its answer, as a shot."""
-        return self.contexts[self.gold] + self.continuations[self.gold]
+        return _prompt(self.contexts[self.gold]) + self.continuations[self.gold]
 
     def after(self, before: str) -> Example:
         """The same question with a text in front of it."""
-        return replace(self, contexts=tuple(before + c for c in self.contexts))
+        return replace(self, contexts=tuple(before + _prompt(c) for c in self.contexts))
+
+
+def words(context: str | Turns) -> str:
+    """A context as plain text, whoever said it."""
+    return context if isinstance(context, str) else "\n".join(content for _, content in context)
+
+
+def _prompt(context: str | Turns) -> str:
+    if not isinstance(context, str):
+        raise DataError("evaluate.num_fewshot: conversations take no shots before them. Set it to 0.")
+    return context

@@ -9,7 +9,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from paw.errors import DataError
 from paw.paths import cache_dir
 from paw.store import Watch, digest, replacing
 
-NORMALISED = "1"  # raise it when a kind reads the hub's rows differently
+NORMALISED = "2"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
 
 
@@ -53,23 +53,32 @@ def split_file(dataset: DatasetConfig, split: str, data_dir: str | None, watch: 
     return _from_hub(dataset, base, folders, watch)
 
 
-def examples(file: Path, dataset: DatasetConfig, split: str, lettered: bool = False, skipped: Counter[str] | None = None) -> list[Example]:
+def examples(
+    file: Path, dataset: DatasetConfig, split: str, form: str = "likelihood", skipped: Counter[str] | None = None
+) -> list[Example]:
     """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's good rows in order.
 
     Args:
-        lettered: put the options into the prompt under letters, and answer with the letter.
+        form: likelihood as the kind has it; letter puts the options into the prompt under letters, and answers with the
+            letter; classify makes texts of a class, the same classes for all rows.
         skipped: where dataset.bad_rows=skip, counts what was left out by its reason.
 
     Raises:
         DataError: naming file and line, for a row that is broken, has no gold label or lacks what the prompt names.
     """
     kind, out, seen = kind_named(dataset.kind), [], set[str]()
-    render = question.lettered if lettered else kind.render
+    render = {"letter": question.lettered, "classify": question.classified}.get(form, kind.render)
+    classes: tuple[str, ...] | None = None
     for line, text in _lines(file):
         try:
             example = _example(line, text, kind, render, dataset)
             if example.id in seen:
                 raise _Bad("a second time the same id", f"the id {example.id!r} occurs twice. Give every row its own.")
+            if form == "classify" and example.continuations != (classes or example.continuations):
+                said = f"its classes {_some(example.continuations)} are not those of the first row, {_some(classes or ())}."
+                raise _Bad(
+                    "other classes", f"{said} A classifier needs the same for all; compare such choices with evaluate.mode=likelihood."
+                )
         except _Bad as bad:
             if dataset.bad_rows == "refuse":
                 raise DataError(f"{file}, line {line}: {bad.text} Mend it, or leave such rows out: dataset.bad_rows=skip.") from None
@@ -77,6 +86,7 @@ def examples(file: Path, dataset: DatasetConfig, split: str, lettered: bool = Fa
                 skipped[bad.reason] += 1
             continue
         seen.add(example.id)
+        classes = example.continuations
         out.append(example)
     _, low, high = _parts(split)
     out = out[int(len(out) * low) : int(len(out) * high)]
@@ -117,6 +127,10 @@ def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetCon
         if not choice.strip():
             raise _Bad("an empty choice", f"choice {i + 1} is empty, so there is nothing to score.")
     return example
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
 def listed(left_out: Counter[str]) -> str:

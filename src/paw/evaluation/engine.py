@@ -13,7 +13,7 @@ from paw.data.encode import Encoded
 from paw.errors import StageError
 from paw.evaluation.plan import Batch, Scoring, Writing
 from paw.evaluation.trees import Packed, Tree, behind_past, chain, pack, tree, visible
-from paw.models.load import Runtime, load_model, load_tokenizer
+from paw.models.load import Runtime, load_model, load_tokenizer, ordinary_attention, out_of_memory
 from paw.store import Input, free_memory
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Engine:
                 try:
                     self._prepare(job)
                 except (RuntimeError, MemoryError) as e:
-                    if _out_of_memory(e):
+                    if out_of_memory(e):
                         raise StageError(f"evaluate: the model does not fit into the memory of {job.runtime.device}.") from None
                     raise
             return self._fitting(batch)
@@ -73,7 +73,7 @@ class Engine:
             try:
                 return self._score(batch) if isinstance(batch, Scoring) else self._write(batch)
             except (RuntimeError, MemoryError) as e:
-                if not _out_of_memory(e):
+                if not out_of_memory(e):
                     raise
                 if not batch.halves():
                     raise StageError(f"evaluate: one question of {batch.tokens()} tokens does not fit into memory. "
@@ -104,7 +104,7 @@ class Engine:
             wrapped = attach(self._model, job.adapter.path, job.base.fingerprint)
             self._adapted, self._held = (wrapped, job.adapter.path), held
             self._past = virtual_tokens(wrapped)
-        self._trees = self._may_pack() and (not job.check or self._agrees(job))
+        self._trees = ordinary_attention(self._model) and (not job.check or self._agrees(job))
         if job.prefix and self._trees:
             self._past = self._extended(job.prefix)
         self._job = job
@@ -118,18 +118,13 @@ class Engine:
         self._forward(packed, cache)
         return taken(cache)
 
-    def _may_pack(self) -> bool:
-        """Attention of every layer must be ordinary or windowed: a state that runs through all tokens cannot be masked."""
-        types = set(getattr(self._model.config.get_text_config(), "layer_types", None) or ())
-        return types <= {"full_attention", "sliding_attention"}
-
     def _agrees(self, job: Job) -> bool:
         """One question both ways: trees are only trusted where they give what single rows give."""
         plain = [self._alone(row) for row in job.check]
         try:
             packed = self._packed_scores([[tree(job.check)]])[0]
         except (RuntimeError, ValueError, TypeError, KeyError) as e:
-            if _out_of_memory(e):
+            if out_of_memory(e):
                 raise
             packed = [float("nan")] * len(plain)
         loose = job.runtime.precision != "float32"
@@ -151,11 +146,11 @@ class Engine:
 
     def _alone(self, row: Encoded) -> float:
         """One row without any filling, through the adapter's own forward pass."""
-        from paw.evaluation.likelihood import token_logprobs
+        from paw.evaluation.likelihood import label_logprobs
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's, that virtual tokens take no position ids: without filling they need none
-            return float(token_logprobs(self._whole(), [row], 0)[0].sum())
+            return float(label_logprobs(self._whole(), [row], 0).sum())
 
     def _whole(self) -> Any:
         """The model as its adapter wraps it."""
@@ -279,9 +274,3 @@ def _row(t: Tree, choice: int, prefix: tuple[int, ...]) -> Encoded:
     pairs = t.scored[choice]
     context = (*prefix, *(t.ids[n] for n in t.path(pairs[0][0])))
     return Encoded((*context, *(token for _, token in pairs)), len(context))
-
-
-def _out_of_memory(e: Exception) -> bool:
-    import torch
-
-    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from paw.data.encode import Encoded
+from paw.data.encode import Encoded, pad
 
 if TYPE_CHECKING:
     import torch
@@ -22,41 +23,33 @@ def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iter
         hook.remove()
 
 
-def token_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of each row's continuation tokens.
+def label_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False) -> torch.Tensor:
+    """Log-probabilities of all continuation tokens, row after row: one float32 each.
 
-    Rows are filled on the left, so that all continuations end at the end. Only the positions that predict a scored token
-    reach the output projection: they are picked from its input, and the model does to their logits whatever its family
-    does (caps, scales). With a large vocabulary the projection is most of the work.
+    Only the positions that predict one reach the output projection: they are picked from its input, and the model does to
+    their logits whatever its family does (caps, scales). With a large vocabulary the projection is most of the work.
 
-    Returns:
-        Two tensors (rows × longest continuation): log-probabilities in float32, zero where a row is shorter; and the
-        mask of what counts.
+    Args:
+        packed: put all rows into one, each seen only by itself (`paw.training.packing`), instead of filling them up on the
+            right. Virtual tokens of prefix, prompt and p-tuning stand before a row, so those must be filled up.
     """
     import torch
 
     device = next(model.parameters()).device
-    width = max(len(r.ids) for r in rows)
-    keep = max(len(r.ids) - r.start for r in rows)
-    ids = torch.tensor([[pad_id] * (width - len(r.ids)) + list(r.ids) for r in rows], device=device)
-    lengths = torch.tensor([len(r.ids) for r in rows], device=device)
-    counts = torch.tensor([len(r.ids) - r.start for r in rows], device=device)
-    place = torch.arange(width, device=device)
-    attention = (place >= width - lengths[:, None]).long()
-    mask = place[-keep:] >= width - counts[:, None]
-
+    lengths = [len(r.ids) for r in rows]
+    if packed:
+        ids = torch.tensor([[token for r in rows for token in r.ids]], device=device)
+        more: dict[str, Any] = {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None].to(device), "segments": tuple(lengths)}
+        corners = [(0, begin) for begin in (0, *accumulate(lengths[:-1]))]
+    else:
+        ids = pad([r.ids for r in rows], pad_id).to(device)
+        more = {"attention_mask": pad([[1] * n for n in lengths], 0).to(device)}
+        corners = [(i, 0) for i in range(len(rows))]
     # a token is predicted one position before it
-    with projecting(model, lambda hidden: hidden[:, -(keep + 1) : -1][mask]):
-        logits = (
-            model(
-                input_ids=ids,
-                attention_mask=attention,
-                position_ids=(attention.cumsum(-1) - 1).clamp_min(0),
-                logits_to_keep=keep + 1,
-                use_cache=False,
-            )
-            .logits[0]
-            .float()
-        )
-    found = logits.gather(-1, ids[:, -keep:][mask][:, None])[:, 0] - logits.logsumexp(-1)
-    return torch.zeros(mask.shape, device=device).masked_scatter(mask, found), mask
+    places = [(i, begin + n - 1) for (i, begin), r in zip(corners, rows, strict=True) for n in range(r.start, len(r.ids))]
+    row, place = torch.tensor(places, device=device).unbind(-1)
+    width = ids.shape[1]
+    with projecting(model, lambda hidden: hidden[row, hidden.shape[1] - width + place]):  # virtual tokens may stand before
+        logits = model(input_ids=ids, use_cache=False, **more).logits[0].float()
+    found: torch.Tensor = logits.gather(-1, ids[row, place + 1][:, None])[:, 0] - logits.logsumexp(-1)
+    return found

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from paw.config.schema import DatasetConfig, EvaluateConfig, transient
+from paw.config.checks import transient
+from paw.config.schema import DatasetConfig, EvaluateConfig
 from paw.data.encode import Encoded, encode, encode_prompts
 from paw.data.example import Example
 from paw.data.load import examples, listed, sample
 from paw.errors import DataError, ModelError, StageError
-from paw.evaluation import answers, plan
+from paw.evaluation import answers, classify, plan
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Job
 from paw.evaluation.statistics import f1, interval, standard_error
@@ -46,13 +47,16 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
     """Puts every question as evaluate.mode says and scores it; every mode also has the choices' log-likelihoods.
 
     Args:
-        inputs: `model` and `data`; `adapter` if one is to be attached; `shots` where there are any.
+        inputs: `model` and `data`; `adapter` if one is to be attached; `shots` where there are any; `train` to classify without
+            an adapter.
 
     Writes records.jsonl, one line a question, so that any two evaluations can be compared pairwise.
     """
     c, dataset = config.evaluate, config.dataset
     left_out: Counter[str] = Counter()
     questions = _questions(config, inputs, left_out)
+    if c.mode == "classify":
+        return _classified(questions, config, inputs, out, left_out, watch)
     tokenizer = load_tokenizer(inputs["model"].path, config.trust_remote_code)
     questions, rows = _encoded(questions, tokenizer, config, inputs, left_out)
     if c.mode == "generate" and not c.lettered(dataset.kind):
@@ -81,19 +85,54 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
         for question, record, ids in zip(questions, records, _ordered(config, job, batches, watch), strict=True):
             text = answers.until(tokenizer.decode(ids, skip_special_tokens=True), dataset.stop)
             record |= _read(question, text, lettered)
+    _write(out, records)
+    return metrics(records, dataset.f1) | ({"left_out": dict(left_out)} if left_out else {})
+
+
+def _classified(
+    questions: list[Example], config: EvaluateStage, inputs: Mapping[str, Input], out: Path, left_out: Counter[str], watch: Watch
+) -> dict[str, Any]:
+    """By the adapter's head; without an adapter by what the training split has most of, which reads nothing."""
+    model, device = inputs["model"], "cuda" if config.runtime.device == "cuda" else "cpu"
+    classes = None if questions[0].value is not None else questions[0].continuations
+    if "adapter" in inputs:
+        rows = classify.encoded(questions, model.path, config.dataset.chat, config.trust_remote_code)
+        kept = _fitting([(q, [r]) for q, r in zip(questions, rows, strict=True)], config, inputs, left_out)
+        questions, rows = [q for q, _ in kept], [r for _, (r,) in kept]
+        found: list[Any] = [None] * len(rows)
+        tokens, done = config.evaluate.batch_tokens or classify.TOKENS[device], 0
+        for places, values in classify.outputs(rows, model, inputs["adapter"], classes, config.runtime, config.trust_remote_code, tokens):
+            for place, value in zip(places, values, strict=True):
+                found[place] = value
+            done += len(places)
+            watch.progress(done, len(rows))
+    else:
+        train = examples(inputs["train"].path, config.dataset, config.dataset.train_split, "classify")
+        found = [classify.blind(train)] * len(questions)
+    if left_out:
+        watch.say(f"left out: {listed(left_out)}")
+    records = [classify.record(q, output) for q, output in zip(questions, found, strict=True)]
+    if not all(math.isfinite(x) for r in records for x in r["loglikelihoods"]):
+        raise StageError(
+            "evaluate: what the head says is not finite. The adapter or the precision is broken: try hardware.precision=float32."
+        )
+    _write(out, records)
+    return classify.metrics(records) | ({"left_out": dict(left_out)} if left_out else {})
+
+
+def _write(out: Path, records: Sequence[Record]) -> None:
     with open(out / RECORDS, "w", encoding="utf-8") as f:
         f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-    return metrics(records, dataset.f1) | ({"left_out": dict(left_out)} if left_out else {})
 
 
 def _questions(config: EvaluateStage, inputs: Mapping[str, Input], left_out: Counter[str]) -> list[Example]:
     """The questions that are asked, the shots before them."""
     c, dataset = config.evaluate, config.dataset
-    lettered = c.lettered(dataset.kind)
-    found = sample(examples(inputs["data"].path, dataset, config.split, lettered, left_out), c.sample_ratio, c.limit, c.seed)
+    form = c.form(dataset.kind)
+    found = sample(examples(inputs["data"].path, dataset, config.split, form, left_out), c.sample_ratio, c.limit, c.seed)
     if not c.num_fewshot:
         return found
-    solved = examples(inputs["shots"].path, dataset, config.fewshot_split, lettered)
+    solved = examples(inputs["shots"].path, dataset, config.fewshot_split, form)
     if len(solved) < c.num_fewshot:
         raise DataError(f"evaluate.num_fewshot={c.num_fewshot}: {inputs['shots'].path} has {len(solved)} rows only.")
     shots = random.Random(c.seed).sample(solved, c.num_fewshot)
@@ -112,15 +151,23 @@ def _encoded(
     """Questions with a row of tokens a choice; those that are longer than the model's context are refused, or left out."""
     flat = iter(encode(tokenizer, [p for q in questions for p in zip(q.contexts, q.continuations, strict=True)], config.dataset.chat))
     rows = [[next(flat) for _ in q.continuations] for q in questions]
+    kept = _fitting(list(zip(questions, rows, strict=True)), config, inputs, left_out)
+    return [q for q, _ in kept], [r for _, r in kept]
+
+
+def _fitting(
+    found: list[tuple[Example, list[Encoded]]], config: EvaluateStage, inputs: Mapping[str, Input], left_out: Counter[str]
+) -> list[tuple[Example, list[Encoded]]]:
+    """Those that the model has room and words for."""
     reach = limits(inputs["model"].path, config.trust_remote_code)
     most = reach.positions
-    if reach.vocabulary and max(max(r.ids) for q in rows for r in q) >= reach.vocabulary:
+    if reach.vocabulary and max(max(r.ids) for _, q in found for r in q) >= reach.vocabulary:
         raise ModelError(
             f"{inputs['model'].path}: its tokenizer has tokens beyond the model's {reach.vocabulary}. They do not belong together."
         )
     writes = config.evaluate.max_new_tokens if config.evaluate.mode == "generate" else 0
     kept = []
-    for question, choices in zip(questions, rows, strict=True):
+    for question, choices in found:
         longest = max(max(len(r.ids) for r in choices), writes and choices[question.gold].start + writes)
         if most is None or longest <= most:
             kept.append((question, choices))
@@ -135,7 +182,7 @@ def _encoded(
         raise DataError(
             f"{inputs['data'].path}: no question fits into the model's {most} tokens. Show fewer shots, or choose another model."
         )
-    return [q for q, _ in kept], [r for _, r in kept]
+    return kept
 
 
 def _ordered(config: EvaluateStage, job: Job, planned: tuple[Sequence[plan.Batch], list[int]], watch: Watch) -> list[Any]:

@@ -46,7 +46,7 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     """
     config = read_config(folder)
     if config["peft_type"] != "LORA":
-        raise AdapterError(f"{folder}: is a {config['peft_type']} adapter; only LoRA is read here.")
+        raise AdapterError(f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train with adapter=lora.")
     if not isinstance(config.get("r"), int):
         raise AdapterError(f"{folder / CONFIG}: has no rank r.")
     for key, none, name in (
@@ -200,6 +200,13 @@ def made_for(folder: str | Path) -> str | None:
     """The fingerprint of the base that an adapter is stamped for; one from elsewhere carries no stamp."""
     birth = Path(folder).expanduser() / BIRTH
     return str(json.loads(birth.read_text())["base"]) if birth.is_file() else None
+
+
+def classes_of(folder: Path) -> list[str] | None:
+    """The classes that a trained head knows, if its stamp names them."""
+    birth = folder / BIRTH
+    found = json.loads(birth.read_text()).get("classes") if birth.is_file() else None
+    return None if found is None else [str(x) for x in found]
 
 
 def check_base(folder: Path, base: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import HardwareConfig, transient
-from paw.errors import ConfigError, ModelError
+from paw.config.checks import transient
+from paw.config.schema import HardwareConfig
+from paw.errors import ConfigError, ModelError, need
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +27,6 @@ class Runtime:
     device: str = transient("cpu")
     devices: int = transient(1)
     strategy: str = transient("auto")
-    workers: int = transient(0)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,7 +58,7 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
         precision = "float32"
         if device == "cuda":
             precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return Runtime(precision, device, hardware.devices, hardware.strategy, hardware.workers)
+    return Runtime(precision, device, hardware.devices, hardware.strategy)
 
 
 def _driver() -> bool:
@@ -77,37 +80,118 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False) -> Any:
+def is_encoder(folder: Path) -> bool:
+    """Whether a model reads both ways (BERT and its like): it classifies, and writes nothing."""
+    try:
+        kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError):
+        raise ModelError(f"{folder / 'config.json'}: cannot be read as JSON.") from None
+    return any(k.endswith("ForMaskedLM") or k.startswith(ENCODERS) for k in kinds)
+
+
+ENCODERS = ("Bert", "Roberta", "Albert", "DistilBert", "Electra", "Deberta", "XLMRoberta", "ModernBert", "MPNet")
+
+
+def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False, quantise: str = "none") -> Any:
     """A causal language model in eval mode on its device, parameters frozen.
+
+    Args:
+        quantise: hold its linear layers in nf4 (4 bit, double quantisation) or int8, by bitsandbytes.
 
     Raises:
         ModelError: for an encoder, an unknown architecture or damaged weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    if is_encoder(folder):
+        raise ModelError(f"{folder}: is an encoder; this task needs a causal language model. An encoder takes evaluate.mode=classify.")
+    model, lacking = _loaded(AutoModelForCausalLM, folder, runtime, trust_remote_code, quantise)
+    if lacking:  # transformers would fill them at random
+        raise ModelError(f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again.")
+    return model
+
+
+def load_classifier(
+    folder: Path, runtime: Runtime, classes: Sequence[str] | None, trust_remote_code: bool = False, quantise: str = "none"
+) -> tuple[Any, list[str]]:
+    """A model with a head, one output a class (one value, where classes are None).
+
+    Returns:
+        The model, and the names of the modules that its weights lack and that start at random: the head.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    names = dict(enumerate(classes)) if classes else {0: "value"}
+    more = {"num_labels": len(names), "id2label": names, "label2id": {v: k for k, v in names.items()}}
+    model, lacking = _loaded(AutoModelForSequenceClassification, folder, runtime, trust_remote_code, quantise, **more)
+    if model.config.get_text_config().pad_token_id is None:  # what ends a text is told by its filling
+        model.config.get_text_config().pad_token_id = load_tokenizer(folder, trust_remote_code).pad_token_id
+    model.config.pad_token_id = model.config.get_text_config().pad_token_id
+    fresh = sorted({key.rpartition(".")[0] for key in lacking})
+    body = [name for name in fresh if re.search(r"\.\d+\.", name)]  # a numbered layer is no head
+    if body:
+        raise ModelError(f"{folder}: its weights lack {body[0]} or have it in another shape. Fetch it again.")
+    return model, fresh
+
+
+def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, quantise: str, **more: Any) -> tuple[Any, list[str]]:
+    """The model, and the names of tensors that the files lack or have in another shape."""
+    from transformers import AutoConfig
 
     _quiet()
+    if quantise != "none":
+        more["quantization_config"] = _quantisation(quantise, runtime)
+        more["device_map"] = {"": runtime.device}
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-        kinds = config.architectures or []
-        if any(k.endswith("ForMaskedLM") for k in kinds):
-            raise ModelError(f"{folder}: {kinds[0]} is an encoder; this task needs a causal language model.")
         # Capped attention scores (Gemma 2) are computed only by the plain implementation.
         attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto.from_pretrained(
             str(folder),
             dtype=runtime.dtype,
             attn_implementation=attention,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **more,
         )
-    except ModelError:
-        raise
     except Exception as e:  # damaged files make the reader fail anywhere
         raise ModelError(f"{folder}: cannot be loaded ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if lacking:  # transformers would fill them at random
-        raise ModelError(f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again.")
-    return model.to(runtime.device).eval().requires_grad_(False)
+    if not getattr(model, "quantization_method", None):
+        model = model.to(runtime.device)
+    return model.eval().requires_grad_(False), lacking
+
+
+def _quantisation(quantise: str, runtime: Runtime) -> Any:
+    """
+    Raises:
+        ConfigError: where bitsandbytes is not installed.
+    """
+    need("bitsandbytes", "quantise", f"adapter.quantise={quantise}")
+    from transformers import BitsAndBytesConfig
+
+    if quantise == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=runtime.dtype
+    )
+
+
+def tells_pairs(model: Any, tokenizer: Any) -> bool:
+    """Whether a model tells the second of two sentences by token types."""
+    return getattr(model.config, "type_vocab_size", 0) > 1 and "token_type_ids" in tokenizer.model_input_names
+
+
+def out_of_memory(e: Exception) -> bool:
+    import torch
+
+    return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e)
+
+
+def ordinary_attention(model: Any) -> bool:
+    """Whether attention of every layer is full or windowed: a state that runs through all tokens cannot be masked."""
+    types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return types <= {"full_attention", "sliding_attention"}
 
 
 def _quiet() -> None:

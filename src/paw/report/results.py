@@ -140,6 +140,17 @@ def _recovered(several: list[System]) -> str:
 # ---- written ----------------------------------------------------------------------------------------
 
 
+EXTRA = {
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+    "mcc": "MCC",
+    "recall": "recall",
+    "precision": "precision",
+    "f1_macro": "F1 macro",
+    "f1": "F1",
+}
+
+
 def table(systems: list[System]) -> str:
     """The systems as an aligned Markdown table."""
     head = [
@@ -154,7 +165,14 @@ def table(systems: list[System]) -> str:
         "gap recovered",
         "stages",
     ]
-    return markdown_table([head, *(_cells(several[0]) if len(several) == 1 else _folded(several) for several in _draws(systems))])
+    rows = [_cells(several[0]) if len(several) == 1 else _folded(several) for several in _draws(systems)]
+    for key, name in EXTRA.items():  # beside accuracy, where a head was asked
+        if any(key in s.result for s in systems):
+            head.insert(2, name)
+            for row, several in zip(rows, _draws(systems), strict=True):
+                value = several[0].result.get(key)
+                row.insert(2, "–" if value is None else f"{value:.3f}")
+    return markdown_table([head, *rows])
 
 
 def _folded(several: list[System]) -> list[str]:
@@ -181,7 +199,8 @@ def _cells(system: System) -> list[str]:
     recovered = "–" if gap is None else f"{gap.recovered:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" if gap.eligible else "not eligible"
     states = {"reused" if a.reused else "computed" for a in [*system.made, system.evaluation]}
     return [
-        system.name, accuracy, f"{r['loss']:.3f}", f"{r['perplexity']:.3g}", f"{r['seconds']:.1f}", f"{r['ram_mib']:.0f}",
+        system.name, accuracy, f"{r['loss']:.3f}", "–" if r["perplexity"] is None else f"{r['perplexity']:.3g}",
+        f"{r['seconds']:.1f}", f"{r['ram_mib']:.0f}",
         "–" if r["gpu_mib"] is None else f"{r['gpu_mib']:.0f}", "–" if r["coverage"] is None else f"{r['coverage']:.0%}",
         recovered, states.pop() if len(states) == 1 else "partly reused",
     ]  # fmt: skip

@@ -1,7 +1,21 @@
 """Memoised stages: each runs once per config and content of its inputs, and its artifact appears whole or not at all."""
 
 from paw.store.fingerprint import digest, plain, sha256
-from paw.store.store import Artifact, Input, Stage, Store, Watch, free_memory
+from paw.store.store import BEGUN, TOKENIZER, Artifact, Input, Stage, Store, Watch, free_memory
 from paw.store.write import replacing, write_text
 
-__all__ = ["Artifact", "Input", "Stage", "Store", "Watch", "digest", "free_memory", "plain", "replacing", "sha256", "write_text"]
+__all__ = [
+    "BEGUN",
+    "TOKENIZER",
+    "Artifact",
+    "Input",
+    "Stage",
+    "Store",
+    "Watch",
+    "digest",
+    "free_memory",
+    "plain",
+    "replacing",
+    "sha256",
+    "write_text",
+]

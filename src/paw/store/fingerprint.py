@@ -13,8 +13,8 @@ from paw.errors import StageError
 from paw.store.write import write_text
 
 CHUNK = 1 << 20
-# A model folder is its weights, config and tokenizer; a README beside them changes nothing.
-MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".jsonl", ".gz", ".py")
+# A folder is its weights, configs, tokenizer and rows; a README beside them changes nothing.
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".jsonl", ".gz", ".py", ".npy")
 
 
 def plain(obj: Any) -> Any:

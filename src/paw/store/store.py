@@ -26,7 +26,8 @@ from paw.store.fingerprint import content, digest, plain
 from paw.store.meter import Meter
 from paw.store.write import sync, write_text
 
-MANIFEST = "stage.json"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+MANIFEST, BEGUN = "stage.json", "begun.json"
 
 
 class Watch(Protocol):
@@ -40,11 +41,15 @@ class Watch(Protocol):
 @dataclass(frozen=True)
 class Stage:
     """A stage's name, the version of what it computes (raise it by hand when results change), and its function,
-    `module:function`, imported only when it must run: `function(config, inputs, out, watch) -> result`."""
+    `module:function`, imported only when it must run: `function(config, inputs, out, watch) -> result`.
+
+    One that resumes gets a fifth argument: a folder for what it would go on with, which survives failures and kills, and
+    goes when the artifact is there."""
 
     name: str
     version: str
     function: str
+    resumes: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,11 @@ class Store:
             return Input(path, json.loads(manifest.read_text())["content"])
         return Input(path, content(path, self.root / ".content"))
 
+    def tokenizer(self, folder: Path) -> Input:
+        """A model's folder known by its tokenizer alone: what is encoded for one model serves all that share it."""
+        files = [folder / name for name in TOKENIZER if (folder / name).is_file()]
+        return Input(folder, digest({f.name: content(f, self.root / ".content") for f in files}))
+
     def run(self, stage: Stage, config: Any, inputs: Mapping[str, Input], watch: Watch) -> Artifact:
         """The artifact of a stage: found if it was made before, waited for if another process makes it, else made.
 
@@ -116,7 +126,9 @@ class Store:
             try:
                 with Meter() as meter:
                     function = getattr(import_module(module), name)
-                    result = function(config, inputs, work, watch)
+                    unfinished = final.with_name(f"{final.name}.unfinished")
+                    more = [_begun(unfinished, what)] if stage.resumes else []
+                    result = function(config, inputs, work, watch, *more)
                 manifest = {
                     "key": key,
                     **what,
@@ -132,6 +144,7 @@ class Store:
                     final.rename(final.with_name(f"{final.name}.tmp-old"))
                 work.rename(final)  # the moment from which it exists
                 self._sweep(final)
+                shutil.rmtree(unfinished, ignore_errors=True)
             except BaseException:
                 shutil.rmtree(work, ignore_errors=True)  # failures are never results
                 raise
@@ -165,6 +178,14 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _begun(folder: Path, what: Mapping[str, Any]) -> Path:
+    """The folder of an unfinished stage, with what it is the beginning of."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / BEGUN).is_file():
+        write_text(folder / BEGUN, json.dumps(what, indent=1))
+    return folder
 
 
 def free_memory() -> None:

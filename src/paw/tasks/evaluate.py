@@ -18,6 +18,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     wanted = [model_named(name) for name in config.models] or [config.source, config.target]
     bases = [stages.base(model) for model in wanted]
     adapters = {path: _placed(path, bases, stages) for path in dict.fromkeys(config.adapters)}
+    stages.check_mode(*bases)
     stages.find(evaluate=True)
 
     with Run(config, overrides, run_dir, stages, "evaluate_" + "+".join(b.name for b in bases)) as run:

@@ -13,6 +13,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
+    stages.check_mode(source, target)
     stages.find(train=True, evaluate=True, transfer=True)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
     if given is not None:

@@ -6,22 +6,23 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 from paw.config.compose import transfer_named
 from paw.config.schema import DRAWN, ModelConfig, PawConfig, PlaceboConfig, TransferConfig
 from paw.console import Console
+from paw.data import tokens
 from paw.data.load import split_file
-from paw.errors import AdapterError, ConfigError, DataError
+from paw.errors import AdapterError, ConfigError, DataError, need
 from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
 from paw.models.adapters import check_base, read_config
-from paw.models.load import resolve_runtime
+from paw.models.load import is_encoder, resolve_runtime
 from paw.models.locate import locate
 from paw.models.tensors import linear_shapes
 from paw.report.results import System
 from paw.store import Artifact, Input, Stage, Store
+from paw.training import prefer as preferring
 from paw.training import stage as training
 from paw.transfer import calibrate as calibrating
 from paw.transfer import layers as matching
@@ -62,8 +63,8 @@ class Stages:
     def __init__(self, config: PawConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.runtime = resolve_runtime(config.hardware)
-        if config.evaluate.records == "parquet" and find_spec("pyarrow") is None:
-            raise ConfigError('evaluate.records=parquet needs the package pyarrow. Install it: pip install "paw[hub]".')
+        if config.evaluate.records == "parquet":
+            need("pyarrow", "hub", "evaluate.records=parquet")
         self.store = Store(Path(config.paths.artifacts), config.force)
         self.engines = Engines()  # a base stays in memory from one evaluation to the next
         self._told: set[str] = set()
@@ -81,6 +82,8 @@ class Stages:
         """Finds (or fetches) what the stages of a task will read, so that a missing file stops it before any of them."""
         splits = [self.config.dataset.train_split] * train + [self.eval_split] * evaluate
         files = [self.data(split).path for split in splits]
+        if train and self.config.train.val_every is not None:
+            self.data(self.val_split)
         if evaluate and self.config.evaluate.num_fewshot:
             self.data(self.fewshot_split)
         if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
@@ -106,6 +109,19 @@ class Stages:
         return self.config.evaluate.split or self.config.dataset.eval_split
 
     @property
+    def val_split(self) -> str:
+        """
+        Raises:
+            ConfigError: where the data set names none.
+        """
+        split = self.config.dataset.val_split
+        if split is None:
+            name = self.config.dataset.name
+            raise ConfigError(f"train.val_every: {name} has no split for validation that is neither trained on nor tested. Set one aside: "
+                              "'dataset.train_split=train[:95%]' 'dataset.val_split=train[95%:]'.")  # fmt: skip
+        return split
+
+    @property
     def fewshot_split(self) -> str:
         return self.config.evaluate.fewshot_split or self.config.dataset.train_split
 
@@ -120,6 +136,8 @@ class Stages:
             self.config.dataset, self.eval_split, how, self.runtime, self.fewshot_split, base.config.trust_remote_code, self.engines
         )
         inputs = {"model": base.input, "data": self.data(self.eval_split)}
+        if how.mode == "classify" and adapter is None:
+            inputs["train"] = self.data(self.config.dataset.train_split)
         if how.num_fewshot:
             inputs["shots"] = self.data(self.fewshot_split)
         if adapter is not None:
@@ -136,14 +154,60 @@ class Stages:
     def train(self, base: Base) -> Adapter:
         """A base's own adapter on the training split."""
         c = self.config
+        rows = self._encode(base, c.dataset.train_split)
+        inputs = {"model": base.input, "rows": rows.as_input()}
+        if c.train.val_every is not None:
+            inputs["val_rows"] = self._encode(base, self.val_split, c.train.val_limit, rows.result["classes"]).as_input()
+        classify, classes = c.evaluate.mode == "classify", rows.result["classes"]
         config = training.TrainStage(
-            c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, self.runtime, self.runtime.devices,
-            c.evaluate.lettered(c.dataset.kind), base.config.hub or str(base.input.path), base.config.trust_remote_code,
+            replace(c.adapter, path=None), c.train, self.runtime, self.runtime.devices, classify, tuple(classes) if classes else None,
+            base.config.hub or str(base.input.path), c.dataset.name, base.config.trust_remote_code,
+        )  # fmt: skip
+        done = self._run(training.STAGE, config, inputs, f"train {base.name}")
+        r = done.result
+        best = f"; validated: {r['val_start']:.3f} at the start, {r['val_best']:.3f} at step {r['best_step']}" if "val_best" in r else ""
+        how = "packed" if r["packed"] else "padded"
+        self._tell(
+            done, f"{r['steps']} steps, loss {r['train_loss']:.3f} at the end{best}; {r['tokens_per_second']:.0f} tokens a second, {how}"
+        )
+        return Adapter(done.as_input(), (rows, done))
+
+    def prefer(self, base: Base) -> Adapter:
+        """A base's adapter by direct preference optimisation on the training split."""
+        c = self.config
+        config = preferring.PreferStage(
+            c.dataset, c.dataset.train_split, replace(c.adapter, path=None), c.train, c.prefer, self.runtime,
+            base.config.hub or str(base.input.path), base.config.trust_remote_code,
         )  # fmt: skip
         inputs = {"model": base.input, "data": self.data(c.dataset.train_split)}
-        done = self._run(training.STAGE, config, inputs, f"train {base.name}")
-        self._tell(done, f"{done.result['steps']} steps, loss {done.result['train_loss']:.3f} at the end")
+        done = self._run(preferring.STAGE, config, inputs, f"prefer {base.name}")
+        r = done.result
+        self._tell(done, f"{r['steps']} steps, loss {r['train_loss']:.3f}, the chosen answer preferred in {r['accuracy']:.0%} at the end")
         return Adapter(done.as_input(), (done,))
+
+    def _encode(self, base: Base, split: str, limit: int | None = None, classes: list[str] | None = None) -> Artifact:
+        """A split as tokens of a base."""
+        c, dataset = self.config, self.config.dataset
+        form = c.evaluate.form(dataset.kind)
+        config = tokens.EncodeStage(
+            dataset, split, form, form == "classify" and is_encoder(base.input.path), dataset.kind in ("text", "chat"),
+            c.train.max_length, limit, base.config.trust_remote_code,
+        )  # fmt: skip
+        inputs = {"data": self.data(split), "tokenizer": self.store.tokenizer(base.input.path)}
+        done = self._run(tokens.STAGE, config, inputs, f"encode {split} for {base.name}")
+        if classes is not None and done.result["classes"] != classes:
+            raise DataError(f"{dataset.name}: split {split} has the classes {done.result['classes']}, the training split {classes}.")
+        return done
+
+    def check_mode(self, *bases: Base) -> None:
+        """
+        Raises:
+            ConfigError: where a model cannot be used as evaluate.mode says.
+        """
+        mode = self.config.evaluate.mode
+        for base in bases:
+            if is_encoder(base.input.path) and mode != "classify":
+                raise ConfigError(f"evaluate.mode={mode}: {base.name} is an encoder, which completes nothing. Set evaluate.mode=classify.")
 
     def methods(self) -> list[TransferConfig]:
         """The configured method first, then what stands beside it; of a placebo that is drawn by chance, every draw."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paw.config.schema import PawConfig
 from paw.console import Console
-from paw.report.results import System
+from paw.report.results import System, beside
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Stages
 
@@ -13,6 +13,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     base = stages.base(config.source)
+    stages.check_mode(base)
     stages.find(train=True, evaluate=True)
 
     with Run(config, overrides, run_dir, stages, f"train_{base.name}") as run:
@@ -20,7 +21,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         adapter = stages.train(base)
         run.keep("source", adapter)
         console.banner("[2/3] evaluate the base")
-        run.add(stages.evaluate("source base", base))
+        alone = "most frequent class" if config.evaluate.mode == "classify" else "source base"  # a base has no head
+        before = run.add(stages.evaluate(alone, base))
         console.banner("[3/3] evaluate the adapter")
-        run.add(stages.evaluate("source + own adapter", base, adapter))
+        run.said = beside(before, [run.add(stages.evaluate("source + own adapter", base, adapter))], config.seed)
     return run.systems

@@ -13,6 +13,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
+    stages.check_mode(source, target)
     stages.find(train=given is None, transfer=True)
     if given is not None:
         stages.check_transfer(given, source, target)

@@ -1,115 +1,226 @@
-"""The Lightning module and data of a LoRA training."""
+"""The Lightning module: one optimiser step after another, validated now and then, able to stop and go on anywhere."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from paw.config.schema import TrainConfig
-from paw.data.encode import Encoded
-from paw.errors import StageError
-from paw.evaluation.likelihood import token_logprobs
+from paw.errors import StageError, need
 from paw.models.adapters import settle
-from paw.store import Watch
+from paw.store import Watch, write_text
+from paw.training.adapters import Method
+from paw.training.batches import Micro, Share
+from paw.training.objectives import Objective
 
-CURVE = "curve.jsonl"
+CURVE, BEST, LAST, CHECKPOINT = "curve.jsonl", "best", "last", "last.ckpt"
+ADAPTER = "default"  # PEFT's name for the one there is
 
 
-class AnswerLoss(pl.LightningModule):
-    """Negative log-likelihood per answer token (nats), minimised with AdamW over the adapter's parameters.
+@dataclass
+class History:
+    """What happened until now; a checkpoint carries it."""
 
-    The process of rank 0 writes the adapter and the curve to `out` at the end: with several processes the one that
-    started them sees nothing else of the training.
+    losses: list[float] = field(default_factory=list)  # of each step: the mean over all that it counts, in all processes
+    validations: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss)
+    seconds: list[float] = field(default_factory=list)  # of each step
+    tokens: int = 0
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """Step and loss of the best validation."""
+        return min(self.validations, key=lambda v: v[1])
+
+    def stale(self) -> int:
+        """Validations since the best one."""
+        return len(self.validations) - 1 - self.validations.index(self.best)
+
+    def write(self, file: Path) -> None:
+        rows: list[dict[str, Any]] = [{"step": i, "loss": loss} for i, loss in enumerate(self.losses, 1)]
+        rows += [{"step": step, "val_loss": loss} for step, loss in self.validations]
+        write_text(file, "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda r: r["step"])))
+
+
+class Training(pl.LightningModule):
+    """AdamW over an adapter's parameters.
+
+    Everything that Lightning's own loops would remember is left out of checkpoints: which examples a step sees and what its
+    dropout draws follow from its number (`batches`, `training_step`), so the number is all there is to go on from. That holds
+    after a micro-batch was halved, too.
     """
 
-    def __init__(self, model: Any, train: TrainConfig, pad_id: int, out: Path, watch: Watch) -> None:
+    def __init__(
+        self, model: Any, method: Method, objective: Objective, train: TrainConfig, steps: int, share: Share, folder: Path, watch: Watch
+    ) -> None:
         super().__init__()
-        self.model, self.config, self.pad_id, self.out, self.watch = model, train, pad_id, out, watch
-        self.losses: list[float] = []
+        self.strict_loading = False  # checkpoints hold the adapter only
+        self.model, self.method, self.objective, self.config, self.steps = model, method, objective, train, steps
+        self.share, self.folder, self.watch = share, folder, watch
+        self.history = History()
+        self.counted = 1  # what all validation rows weigh
+        self.adapter_keys = {f"model.{name}" for name in _adapter_names(model)}
+        self._sum = self._validation = torch.zeros(())
+        self._began = time.perf_counter()
+
+    # ---- one step
 
     def on_train_start(self) -> None:
         self.model.train()  # Lightning keeps the mode it finds, and a loaded model is in eval mode
+        still = [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and not m.training]
+        if still:
+            raise StageError(f"train: the dropout of {still[0]} would not act. This is a bug of paw: please report it.")
+        self._began = time.perf_counter()
 
-    def training_step(self, batch: list[Encoded], index: int) -> torch.Tensor:
-        logprobs, mask = token_logprobs(self.model, batch, self.pad_id)
-        loss = -logprobs.sum() / mask.sum()
-        self.losses.append(float(loss.detach()))
-        if not math.isfinite(self.losses[-1]):
-            raise StageError(
-                f"train: the loss is not finite at step {len(self.losses)}. Lower train.lr, or use hardware.precision=float32."
-            )
-        return loss
+    def training_step(self, batch: Micro, index: int) -> torch.Tensor:
+        torch.manual_seed(hash((self.config.seed, batch.step, index % self.share.accumulate, self.share.rank)) & 0x7FFFFFFF)
+        loss = self.objective.total(self.model, batch.rows) * batch.weight
+        self._sum = self._sum.to(loss.device) + loss.detach() / self.share.accumulate
+        extra = self.method.penalty(self.model)
+        return loss if extra is None else loss + extra
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Micro, index: int) -> None:
+        if (index + 1) % self.share.accumulate:
+            return
+        step, loss = batch.step + 1, float(self.trainer.strategy.reduce(self._sum, reduce_op="mean"))
+        self._sum = torch.zeros(())
+        if not math.isfinite(loss):
+            raise StageError(f"train: the loss is not finite at step {step}. Lower train.lr, or use hardware.precision=float32.")
+        self.method.after_step(self.model, step)
+        now = time.perf_counter()
+        self.history.losses.append(loss)
+        self.history.seconds.append(now - self._began)
+        self.history.tokens += batch.tokens
+        self._began = now
         if self.trainer.is_global_zero:
-            step, loss = self.trainer.global_step, self.losses[-1]
-            self.watch.progress(step, self.config.max_steps, f"loss {loss:.3f}")
+            self.watch.progress(step, self.steps, f"loss {loss:.3f}")
             self.watch.metrics({"train/loss": loss, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]}, step)
+        if self.config.val_every is None and step % self.config.save_every == 0 and step < self.steps:
+            self.save()
 
-    def on_train_end(self) -> None:
+    # ---- validation
+
+    def validation_step(self, batch: Micro, index: int) -> None:
+        self._validation = self._validation.to(self.device) + self.objective.total(self.model, batch.rows) * batch.weight
+
+    def on_validation_epoch_end(self) -> None:
+        summed = self.trainer.strategy.reduce(self._validation.to(self.device), reduce_op="sum")
+        loss, step = float(summed) / self.counted, self.history.step
+        self._validation = torch.zeros(())
+        self.history.validations.append((step, loss))
         if self.trainer.is_global_zero:
-            self.model.save_pretrained(str(self.out), save_embedding_layers=False)
-            settle(self.out)
-            with open(self.out / CURVE, "w", encoding="utf-8") as f:
-                f.writelines(json.dumps({"step": i, "loss": loss}) + "\n" for i, loss in enumerate(self.losses, 1))
+            self.watch.metrics({"val/loss": loss}, step)
+        if self.history.best[0] == step:
+            self.write_adapter(self.folder / BEST)
+        if step:
+            self.save()
+        if self.config.patience is not None and self.history.stale() >= self.config.patience:
+            self.trainer.should_stop = True
+        self._began = time.perf_counter()  # a step's seconds are its own
 
-    def transfer_batch_to_device(self, batch: list[Encoded], device: torch.device, dataloader_idx: int) -> list[Encoded]:
+    # ---- what is kept
+
+    def save(self) -> None:
+        """A checkpoint that takes the place of the last one at once, or not at all."""
+        target = self.folder / CHECKPOINT
+        beside = target.with_name(f"{target.name}.new")
+        self.trainer.save_checkpoint(beside)
+        if self.trainer.is_global_zero:
+            if target.is_dir():  # sharded strategies write folders
+                shutil.rmtree(target)
+            os.replace(beside, target)
+        self.trainer.strategy.barrier()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in self.adapter_keys}
+        checkpoint["paw"] = {"history": vars(self.history), "method": self.method.state(self.model)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.pop("loops", None)
+        self.history = History(**checkpoint["paw"]["history"])
+        state = checkpoint["paw"]["method"]
+        if state is not None:
+            self.method.restore(self.model, state)
+
+    def write_adapter(self, folder: Path) -> None:
+        """The adapter as a PEFT folder, gathered from all processes and written by the first."""
+        state = {
+            k.removeprefix("model."): v for k, v in self.trainer.strategy.lightning_module_state_dict().items() if k in self.adapter_keys
+        }
+        if not self.trainer.is_global_zero:
+            return
+        config = self.model.peft_config[ADAPTER]
+        pattern = getattr(config, "rank_pattern", None)
+        beside = folder.with_name(f"{folder.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        prompt = {} if config.is_prompt_learning else {"state_dict": state}  # PEFT reads virtual tokens from the model itself
+        self.model.save_pretrained(str(beside), save_embedding_layers=False, **prompt)
+        if pattern is not None:  # PEFT rewrites AdaLoRA's ranks for the file, and would go on with that
+            config.rank_pattern = pattern
+        settle(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(beside, folder)
+
+    # ---- Lightning's questions
+
+    def transfer_batch_to_device(self, batch: Micro, device: torch.device, dataloader_idx: int) -> Micro:
         return batch  # lists of token ids; they become tensors where the model is
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=c.lr, weight_decay=c.weight_decay)
-        warmup = round(c.warmup_ratio * c.max_steps)
+        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad])
+        warmup = round(c.warmup_ratio * self.steps)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            left = 1 - (step - warmup) / max(1, c.max_steps - warmup)
+            left = 1 - (step - warmup) / max(1, self.steps - warmup)
             return {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 - math.cos(math.pi * left))}[c.schedule]
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-class Rows(Dataset[Encoded]):
-    def __init__(self, rows: list[Encoded]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Encoded:
-        return self.rows[index]
-
-
-class Shuffled(Sampler[int]):
-    """A new order every epoch, from the seed alone; each process takes every world-th row of it."""
-
-    def __init__(self, count: int, seed: int, devices: int) -> None:
-        self.count, self.seed, self.devices, self.epoch = count, seed, devices, 0
-
-    def set_epoch(self, epoch: int) -> None:  # Lightning calls it
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.count // self.devices
-
-    def __iter__(self) -> Iterator[int]:
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        return iter(order[rank : len(self) * self.devices : self.devices])
+def _optimizer(c: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if c.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+    need("bitsandbytes", "quantise", f"train.optimizer={c.optimizer}")
+    optim: Any = import_module("bitsandbytes.optim")
+    kind = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[c.optimizer]
+    found: torch.optim.Optimizer = kind(parameters, lr=c.lr, weight_decay=c.weight_decay)
+    return found
 
 
-def loader(rows: list[Encoded], train: TrainConfig, devices: int, workers: int) -> DataLoader[Encoded]:
-    """Whole batches only, so that every step weighs the same; fewer rows than a batch make one smaller batch."""
-    sampler = Shuffled(len(rows), train.seed, devices)
-    size = min(train.batch_size, len(sampler))
-    return DataLoader(Rows(rows), batch_size=size, sampler=sampler, drop_last=True, num_workers=workers, collate_fn=list)
+def _adapter_names(model: Any) -> set[str]:
+    """Parameters that PEFT added, the trained ones and those it keeps beside them (AdaLoRA's ranks)."""
+    return {n for n, p in model.named_parameters() if p.requires_grad or "ranknum" in n}
+
+
+def curve(file: Path) -> Mapping[str, list[float]]:
+    """The losses that a finished training left."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {key: [r[key] for r in rows if key in r] for key in ("loss", "val_loss")}
+
+
+def held_steps(file: Path) -> int:
+    """The step that a checkpoint holds."""
+    return len(torch.load(_main_file(file), map_location="cpu", weights_only=True)["paw"]["history"]["losses"])
+
+
+def _main_file(file: Path) -> Path:
+    """Sharded strategies write folders, with one file for what is not sharded."""
+    return next(file.rglob("mp_rank_00_model_states.pt")) if file.is_dir() else file

@@ -1,154 +1,173 @@
-"""Stage `train`: a LoRA adapter of one base on one split."""
+"""Stage `train`: an adapter of one base on one split."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import warnings
-from collections import Counter
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paw.config.schema import AdapterConfig, DatasetConfig, TrainConfig, transient
-from paw.data.encode import Encoded, encode
-from paw.data.load import examples, listed
-from paw.errors import AdapterError, DataError, PawError, StageError, nearest
-from paw.models.load import Runtime, load_model, load_tokenizer
-from paw.store import Input, Stage, Watch
+from paw.config.adapters import AdapterConfig
+from paw.config.checks import transient
+from paw.config.schema import TrainConfig
+from paw.data.tokens import Rows
+from paw.errors import ConfigError, DataError, StageError
+from paw.models.load import Runtime
+from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, write_text
+from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
-PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-STAGE = Stage("train", "1", "paw.training.stage:train")
+STAGE = Stage("train", "2", "paw.training.stage:train", resumes=True)
 
 
 @dataclass
 class TrainStage:
-    dataset: DatasetConfig
-    split: str
     adapter: AdapterConfig
     train: TrainConfig
     runtime: Runtime
     devices: int = 1  # a step sees devices × batch_size examples
-    lettered: bool = False  # the options stand in the prompt, and the letter is the answer
+    classify: bool = False
+    classes: tuple[str, ...] | None = None  # of a classifier; without, a value is to be found
     base_name: str | None = transient(None)  # written into adapter_config.json
+    data_name: str = transient("")  # for the card
     trust_remote_code: bool = transient(False)
 
 
-def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
-    """Trains LoRA factors on the gold continuation of every example.
+def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Watch, unfinished: Path) -> dict[str, Any]:
+    """Trains an adapter on the answers, or the classes, of every example.
 
     Args:
-        inputs: `model` and `data`.
+        inputs: `model`, `rows`, and `val_rows` where there is validation: finished `encode` stages.
+        unfinished: what a stopped training left, and this one leaves if it is stopped.
 
-    Writes the adapter as a PEFT folder with its base's fingerprint, and the loss of every step.
+    Writes a PEFT folder with a card, the tokenizer and its base's fingerprint: the best adapter by validation (and `last/`), or
+    the last one; and the loss of every step.
     """
-    import torch
-
     from paw.models.adapters import stamp
-    from paw.training.module import CURVE, AnswerLoss, loader
+    from paw.training.module import BEST, CURVE, LAST, curve
 
-    base, c = inputs["model"], config.train
-    tokenizer = load_tokenizer(base.path, config.trust_remote_code)
-    rows, left_out = _rows(config, inputs["data"].path, tokenizer)
-    if left_out:
-        watch.say(f"left out: {listed(left_out)}")
+    c, rows = config.train, len(Rows(inputs["rows"].path))
+    if rows < config.devices:
+        raise DataError(f"{config.data_name}: {rows} usable examples for {config.devices} devices. Use fewer.")
+    steps = steps_of(c, rows, config.devices)
+    if c.val_every is not None and c.val_every > steps:
+        raise ConfigError(f"train.val_every={c.val_every}: there are {steps} steps, so nothing would be validated. Lower it.")
+    checkpoint, done = _resumed(c, unfinished, watch)
+    plan = Plan(
+        inputs["model"].path, config.base_name, config.trust_remote_code, replace(config.runtime, devices=config.devices),
+        config.adapter, c, inputs["rows"].path, inputs["val_rows"].path if c.val_every else None, config.classify, config.classes, steps,
+        min(c.accumulate, max(1, min(c.batch_size * config.devices, rows) // config.devices)), c.gradient_checkpointing,
+        unfinished, checkpoint, done,
+    )  # fmt: skip
+    while True:
+        try:
+            fit(plan, watch)
+            break
+        except OutOfMemory:
+            free_memory()
+            checkpoint, done = _found(unfinished)
+            plan = replace(_smaller(plan, rows, watch), checkpoint=checkpoint, done=done)
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(c.seed)
-        # on the CPU: Lightning moves it to its device, in every process
-        model = _adapted(load_model(base.path, replace(config.runtime, device="cpu"), config.trust_remote_code), config, base.path)
-        model.peft_config["default"].base_model_name_or_path = config.base_name
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        _fit(AnswerLoss(model, c, tokenizer.pad_token_id, out, watch), loader(rows, c, config.devices, config.runtime.workers), config, out)
-
-    losses = [json.loads(line)["loss"] for line in (out / CURVE).read_text().splitlines()]
-    if len(losses) < c.max_steps:
-        raise StageError(f"train: stopped after {len(losses)} of {c.max_steps} steps.")
-    if config.devices > 1:  # the processes that trained could not reach the tracker
-        for step, loss in enumerate(losses, 1):
-            watch.metrics({"train/loss": loss}, step)
-    stamp(out, base.fingerprint, made_by="train")
+    facts: dict[str, Any] = json.loads((unfinished / FACTS).read_text())
+    validations = facts.pop("validations")
+    kept = BEST if validations else LAST
+    shutil.copytree(unfinished / kept, out, dirs_exist_ok=True)
+    if validations:
+        shutil.copytree(unfinished / LAST, out / LAST)
+    shutil.copyfile(unfinished / CURVE, out / CURVE)
+    stamp(out, inputs["model"].fingerprint, made_by="train", method=config.adapter.method, quantise=config.adapter.quantise,
+          **({"classes": config.classes} if config.classify else {}))  # fmt: skip
+    losses = curve(out / CURVE)["loss"]
     tail = losses[-max(1, len(losses) // 10) :]
-    return {
-        "steps": c.max_steps,
-        "examples": len(rows),
-        "left_out": left_out.total(),
-        "trainable": trainable,
-        "train_loss": sum(tail) / len(tail),
-    }
+    result = facts | {"examples": rows, "train_loss": sum(tail) / len(tail)}
+    if validations:
+        best = min(validations, key=lambda v: v[1])
+        result |= {"val_start": validations[0][1], "val_best": best[1], "best_step": best[0]}
+    _card(out, config, inputs["model"].path, result)
+    return result
 
 
-def _rows(config: TrainStage, file: Path, tokenizer: Any) -> tuple[list[Encoded], Counter[str]]:
-    """The gold rows as tokens, and why others were left out."""
-    left_out: Counter[str] = Counter()
-    found = examples(file, config.dataset, config.split, config.lettered, left_out)
-    encoded = encode(tokenizer, [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], config.dataset.chat)
-    rows = [r for r in encoded if len(r.ids) <= config.train.max_length]
-    if len(rows) < config.devices:
-        raise DataError(
-            f"{config.dataset.name}: {len(encoded) - len(rows)} of {len(encoded)} examples are longer than "
-            f"train.max_length={config.train.max_length} tokens, which leaves too few. Raise it."
-        )
-    if len(rows) < len(encoded):
-        left_out[f"more than {config.train.max_length} tokens"] = len(encoded) - len(rows)
-    return rows, left_out
-
-
-def _adapted(model: Any, config: TrainStage, folder: Path) -> Any:
-    """The model with fresh LoRA factors on the named modules.
+def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | None, int]:
+    """The checkpoint to go on from, and the steps it holds.
 
     Raises:
-        AdapterError: for a name that no linear module ends with.
+        ConfigError: for a folder that holds the beginning of another training: what differs is said.
     """
-    from peft import LoraConfig, get_peft_model
+    if c.resume == "never":
+        for file in unfinished.iterdir():
+            if file.name != BEGUN:
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        return None, 0
+    if c.resume != "auto":
+        given = Path(c.resume).expanduser()
+        if not (given / BEGUN).is_file():
+            raise ConfigError(f"train.resume: {given} holds no unfinished training. Leave it out: an unfinished one is found by itself.")
+        there, here = (json.loads((folder / BEGUN).read_text()) for folder in (given, unfinished))
+        if there != here:
+            raise ConfigError(f"train.resume: {given} is the beginning of another training: {_differ(there, here)}. "
+                              "Leave train.resume out, or set these as they were.")  # fmt: skip
+        if given.resolve() != unfinished.resolve():
+            shutil.copytree(given, unfinished, dirs_exist_ok=True)
+    checkpoint, done = _found(unfinished)
+    if done:
+        watch.say(f"goes on after step {done}, where it was stopped (train.resume=never begins again)")
+    return checkpoint, done
 
-    wanted, c = config.adapter.target_modules, config.adapter
-    linears = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
-    for name in wanted if wanted != ["all-linear"] else []:
-        if not any(module == name or module.endswith(f".{name}") for module in linears):
-            have = {module.rsplit(".", 1)[-1] for module in linears}
-            raise AdapterError(f"adapter.target_modules: {folder.name} has no module {name!r}." + nearest(name, have))
-    targets = "all-linear" if wanted == ["all-linear"] else wanted
-    return get_peft_model(
-        model, LoraConfig(r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, task_type="CAUSAL_LM", target_modules=targets)
+
+def _found(unfinished: Path) -> tuple[Path | None, int]:
+    from paw.training.module import CHECKPOINT, held_steps
+
+    file = unfinished / CHECKPOINT
+    return (file, held_steps(file)) if file.exists() else (None, 0)
+
+
+def _differ(there: Any, here: Any, path: str = "") -> str:
+    """The first few values that differ, by key."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        keys = sorted(set(there) | set(here))
+        found = [_differ(there.get(k), here.get(k), f"{path}.{k}".lstrip(".")) for k in keys if there.get(k) != here.get(k)]
+        return ", ".join(filter(None, found[:3]))
+    return f"{path.removeprefix('config.')} was {there}, is {here}"
+
+
+def _smaller(plan: Plan, rows: int, watch: Watch) -> Plan:
+    """Half the micro-batch and twice the accumulation; where it is single examples already, activations are recomputed.
+
+    Raises:
+        StageError: where that is done already.
+    """
+    most = max(1, min(plan.train.batch_size, math.ceil(rows / plan.runtime.devices)))
+    if plan.accumulate < most:
+        more = min(most, 2 * plan.accumulate)
+        watch.say(f"out of memory: micro-batches of {math.ceil(most / more)} examples instead of {math.ceil(most / plan.accumulate)} "
+                  f"(train.accumulate={more} starts like that); a step is the same")  # fmt: skip
+        return replace(plan, accumulate=more)
+    if not plan.gradient_checkpointing and plan.adapter.method != "prefix_tuning":
+        watch.say("out of memory with single examples: activations are recomputed from here (train.gradient_checkpointing=true)")
+        return replace(plan, gradient_checkpointing=True)
+    raise StageError(
+        "train: one example does not fit into memory. Lower train.max_length, choose adapter=qlora, or a device with more of it."
     )
 
 
-def _fit(module: Any, data: Any, config: TrainStage, out: Path) -> None:
-    import pytorch_lightning as pl
-    from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+def _card(out: Path, config: TrainStage, model: Path, result: Mapping[str, Any]) -> None:
+    """The model card, and the base's tokenizer beside it."""
+    for name in TOKENIZER:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, out / name)
+    base = config.base_name or model.name
+    head = ["---", f"base_model: {base}", "library_name: peft", "tags: [paw]", "---", ""]
+    validated = ""
+    if "val_best" in result:
+        start, best, step = (result[key] for key in ("val_start", "val_best", "best_step"))
+        validated = f" Validation loss {start:.4f} at the start, {best:.4f} at step {step}, which this is."
+    text = f"""# {config.adapter.method} for {base}
 
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
-    c, runtime = config.train, config.runtime
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals
-        trainer = pl.Trainer(
-            max_steps=c.max_steps,
-            accelerator="gpu" if runtime.device == "cuda" else "cpu",
-            devices=config.devices,
-            strategy=runtime.strategy,
-            precision=PRECISION[runtime.precision],
-            gradient_clip_val=c.grad_clip or None,
-            plugins=[LightningEnvironment()],  # under Slurm too, one task starts its own processes
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=str(out),
-        )
-        try:
-            trainer.fit(module, data)
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        except PawError:
-            raise
-        except Exception as e:
-            if "StageError: " in str(e):  # raised in another process, it comes back as text
-                raise StageError(str(e).rsplit("StageError: ", 1)[1].strip()) from None
-            raise
+Trained by paw on {config.data_name}: {result["steps"]} steps of {config.devices * config.train.batch_size} examples, learning rate
+{config.train.lr:g}, {result["trainable"]:,} parameters, loss {result["train_loss"]:.4f} over the last tenth of the steps.{validated}
+
+    from peft import {"AutoPeftModelForSequenceClassification" if config.classify else "AutoPeftModelForCausalLM"}
+"""
+    write_text(out / "README.md", "\n".join(head) + text)

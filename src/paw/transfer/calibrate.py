@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import DatasetConfig, transient
+from paw.config.checks import transient
+from paw.config.schema import DatasetConfig
+from paw.data.example import words
 from paw.data.load import examples
 from paw.errors import DataError
 from paw.models.layout import parts
@@ -153,4 +155,4 @@ def _texts(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[str]:
     assert config.split is not None
     found = examples(inputs["data"].path, config.dataset, config.split)
     picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
-    return [e.contexts[k] + (e.continuations[k] if len(e.contexts) > 1 else "") for e, k in picked]
+    return [words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "") for e, k in picked]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import transient
+from paw.config.checks import transient
 from paw.errors import TransferError
 from paw.models.tensors import Weights
 from paw.store import Input, Stage, Watch, write_text

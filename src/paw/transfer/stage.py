@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.config.schema import TransferConfig, transient
+from paw.config.checks import transient
+from paw.config.schema import TransferConfig
 from paw.errors import TransferError
 from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, write_adapter
 from paw.models.layout import heads

@@ -1,4 +1,4 @@
-"""GLUE (arXiv 1804.07461) as prompts with verbal choices, as the harness words them."""
+"""GLUE (arXiv 1804.07461): as prompts with verbal choices, as the harness words them, or as sentences and pairs to be classified."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from paw.data.kinds.question import render
 
 __all__ = ["normalise", "render"]
 
+PAIRS = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence"))
+
 
 def normalise(row: Row) -> Row:
-    if "sentence1" in row:
-        question, choices = f"Sentence 1: {row['sentence1']}\nSentence 2: {row['sentence2']}", ["no", "yes"]
-    elif "question1" in row:
-        question, choices = f"Question 1: {row['question1']}\nQuestion 2: {row['question2']}", ["no", "yes"]
-    else:
-        question, choices = row["sentence"].strip(), ["negative", "positive"]
-    return {
-        "id": str(row["idx"]),
-        "question": question,
-        "choices": choices,
-        "labels": ["0", "1"],
-        "answer": str(row["label"]),
-    }
+    """The raw fields stay, for prompts to name them. STS-B has a number and no labels, MNLI three, the others two."""
+    label = row["label"]
+    out: Row = {key: value for key, value in row.items() if isinstance(value, str)} | {"id": str(row["idx"])}
+    first, second = next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), ("sentence", None))
+    out |= {"text": row[first].strip(), "pair": row[second].strip() if second else None}
+    if first in ("sentence1", "question1"):
+        said = "Sentence" if first == "sentence1" else "Question"
+        out["question"] = f"{said} 1: {row[first]}\n{said} 2: {row[second or '']}"
+    elif second is None:
+        out["question"] = row["sentence"].strip()
+    if isinstance(label, float):
+        return out | {"choices": [], "labels": [], "answer": label}
+    choices = ["no", "yes"] if second else ["negative", "positive"]
+    if first == "premise":
+        choices = ["True", "Neither", "False"]
+    return out | {"choices": choices, "labels": [str(i) for i in range(len(choices))], "answer": str(label)}

@@ -1,0 +1,112 @@
+"""Which examples a step sees, in which micro-batches: a function of the seed and the step's number alone.
+
+So a stopped training goes on with the very next example, several processes split the steps of one, and halving a micro-batch
+changes nothing of what a step is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from paw.data.encode import Encoded
+from paw.data.tokens import Rows
+from paw.training.objectives import Objective
+
+BUCKET = 32  # steps whose examples are sorted by length together, where rows are filled up
+
+
+@dataclass(frozen=True)
+class Micro:
+    """Rows of one forward pass, and the factor that makes the sum over them their part of the step's mean."""
+
+    rows: list[Encoded]
+    weight: float
+    step: int  # from 0
+    tokens: int  # of the whole step, in all processes
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among those that train, and the micro-batches that each of its steps is computed in."""
+
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+
+def order(count: int, seed: int, epoch: int) -> list[int]:
+    """A new order every epoch."""
+    found: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    return found
+
+
+def per_epoch(count: int, size: int) -> int:
+    """Steps in one pass over the data: whole batches only, so that every step weighs the same."""
+    return max(1, count // size)
+
+
+def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> Iterator[list[int]]:
+    """The examples of step after step, without end.
+
+    Args:
+        size: examples a step, in all processes; fewer examples than that make one smaller step.
+        bucketed: steps of like lengths, in random order, so that little is filled up.
+    """
+    count, steps = len(lengths), per_epoch(len(lengths), size)
+    for epoch in itertools.count():
+        shuffled = order(count, seed, epoch)
+        if bucketed:
+            span = BUCKET * size
+            shuffled = [i for at in range(0, count, span) for i in sorted(shuffled[at : at + span], key=lambda i: -lengths[i])]
+        batches = [shuffled[at * size : (at + 1) * size] for at in range(steps)]
+        if bucketed:
+            random.Random(seed + epoch).shuffle(batches)
+        yield from batches
+
+
+def micro_batches(rows: Sequence[Encoded], picked: Sequence[int], share: Share, objective: Objective, step: int) -> list[Micro]:
+    """This process's part of one step. Lightning divides by the micro-batches, and gradients are averaged over processes:
+    both are multiplied in again, so that every counted token or example of the step weighs the same."""
+    whole = [rows[i] for i in picked]
+    total = sum(map(objective.count, whole))
+    mine = sorted(whole[share.rank :: share.world], key=lambda r: -len(r.ids))
+    cuts = [round(i * len(mine) / share.accumulate) for i in range(share.accumulate + 1)]
+    weight, tokens = share.accumulate * share.world / total, sum(len(r.ids) for r in whole)
+    return [Micro(mine[low:high], weight, step, tokens) for low, high in itertools.pairwise(cuts)]
+
+
+class Steps(IterableDataset[Micro]):
+    def __init__(self, rows: Rows, objective: Objective, size: int, seed: int, share: Share, first: int) -> None:
+        self._all = (rows, objective, size, seed, share, first)
+
+    def __iter__(self) -> Iterator[Micro]:
+        rows, objective, size, seed, share, first = self._all
+        steps = step_rows(rows.lengths, min(size, len(rows)), seed, not objective.packed)
+        for step, picked in itertools.islice(enumerate(steps), first, None):
+            yield from micro_batches(rows, picked, share, objective, step)  # type: ignore[arg-type]
+
+
+class Validation(IterableDataset[Micro]):
+    """All rows once, in batches of like lengths. Each process takes as many batches as any other, or sharded models would
+    wait for each other; what it must take twice weighs nothing."""
+
+    def __init__(self, rows: Rows, objective: Objective, size: int, share: Share) -> None:
+        by_length = sorted(range(len(rows)), key=lambda i: -rows.lengths[i])
+        found = [[rows[i] for i in by_length[at : at + size]] for at in range(0, len(rows), size)]
+        self.counted = sum(objective.count(r) for batch in found for r in batch)
+        mine = [Micro(batch, 1.0, 0, 0) for batch in found[share.rank :: share.world]]
+        self._mine = mine + [Micro(found[0], 0.0, 0, 0)] * (-(-len(found) // share.world) - len(mine))
+
+    def __iter__(self) -> Iterator[Micro]:
+        return iter(self._mine)
+
+
+def loader(found: IterableDataset[Micro]) -> DataLoader[Any]:
+    return DataLoader(found, batch_size=None, num_workers=0)

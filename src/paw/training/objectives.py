@@ -1,0 +1,66 @@
+"""What is minimised: the negative log-likelihood of answers, or the error of a classifier. Each is a sum over what it counts,
+so that micro-batches and processes add up to exactly the mean of the whole step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paw.data.encode import Encoded
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Objective(Protocol):
+    @property
+    def packed(self) -> bool:
+        """Whether rows stand in one, so that their lengths need not be alike."""
+
+    def count(self, row: Encoded) -> int:
+        """What a row weighs."""
+
+    def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+        """The sum over all that the rows weigh: a float32 scalar."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Nats of the answers' tokens."""
+
+    pad_id: int
+    packed: bool
+
+    def count(self, row: Encoded) -> int:
+        return len(row.ids) - row.start
+
+    def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+        from paw.evaluation.likelihood import label_logprobs
+
+        return -label_logprobs(model, rows, self.pad_id, self.packed).sum()
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Nats of the right classes; or squared errors, where there is a value to be found."""
+
+    pad_id: int
+    regression: bool
+    pairs: bool  # the model tells a second sentence by token types
+    packed: bool = False  # a head reads one place of a row
+
+    def count(self, row: Encoded) -> int:
+        return 1
+
+    def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+        import torch
+        from torch.nn.functional import cross_entropy, mse_loss
+
+        from paw.evaluation.classify import class_logits
+
+        logits = class_logits(model, rows, self.pad_id, self.pairs)
+        labels = torch.tensor([r.label for r in rows], device=logits.device)
+        if self.regression:
+            return mse_loss(logits[:, 0], labels, reduction="sum")
+        return cross_entropy(logits, labels.long(), reduction="sum")
