@@ -61,9 +61,9 @@ def launch() -> None:
 
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to `entry` whole
-    # Threads that spin long while they wait make two runs on the same cores take minutes; spinning shortly costs neither
-    # of them anything (docs/architecture.md has the measurements).
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # Threads that spin long while they wait make two runs on the same cores take minutes; spinning shortly costs one alone
+    # little (docs/architecture.md has the measurements).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 

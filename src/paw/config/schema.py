@@ -103,7 +103,9 @@ class TrainConfig:
     val_limit: int = 512  # examples, the first of the split
     patience: Optional[int] = None  # validations without a better loss after which training stops
     # how it is computed, not what
-    accumulate: int = transient(1)  # micro-batches that a step is computed in; doubled where memory runs out
+    accumulate: Optional[int] = transient(
+        None
+    )  # micro-batches of a step; null: one on a GPU, of 640 tokens on a CPU; doubled out of memory
     packing: Optional[bool] = transient(None)  # examples in one row, each for itself; null: where model and method take it
     gradient_checkpointing: bool = transient(False)  # turned on by itself where even single examples do not fit
     compile: bool = transient(False)  # torch.compile; pads, for packed rows never have the same shape twice
@@ -121,11 +123,12 @@ class TrainConfig:
         within("train.weight_decay", self.weight_decay, 0, 10)
         within("train.grad_clip", self.grad_clip, 0, 10**6)
         within("train.max_length", self.max_length, 2, 10**7)
-        within("train.accumulate", self.accumulate, 1, 10**6)
         within("train.save_every", self.save_every, 1, 10**9)
         within("train.val_limit", self.val_limit, 1, 10**9)
         one_of("train.schedule", self.schedule, ("cosine", "linear", "constant"))
         one_of("train.optimizer", self.optimizer, ("adamw", "adamw_8bit", "paged_adamw_8bit"))
+        if self.accumulate is not None:
+            within("train.accumulate", self.accumulate, 1, 10**6)
         if self.val_every is not None:
             within("train.val_every", self.val_every, 1, 10**9)
         if self.patience is not None:

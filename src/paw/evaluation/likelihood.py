@@ -24,7 +24,13 @@ def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iter
 
 
 def label_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False) -> torch.Tensor:
-    """Log-probabilities of all continuation tokens, row after row: one float32 each.
+    """Log-probabilities of all continuation tokens, row after row: one float32 each."""
+    logits, labels = label_logits(model, rows, pad_id, packed)
+    return logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def label_logits(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that predict the continuation tokens (n × vocabulary, float32), row after row, and those tokens (n).
 
     Only the positions that predict one reach the output projection: they are picked from its input, and the model does to
     their logits whatever its family does (caps, scales). With a large vocabulary the projection is most of the work.
@@ -51,5 +57,4 @@ def label_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int, packed: boo
     width = ids.shape[1]
     with projecting(model, lambda hidden: hidden[row, hidden.shape[1] - width + place]):  # virtual tokens may stand before
         logits = model(input_ids=ids, use_cache=False, **more).logits[0].float()
-    found: torch.Tensor = logits.gather(-1, ids[row, place + 1][:, None])[:, 0] - logits.logsumexp(-1)
-    return found
+    return logits, ids[row, place + 1]

@@ -89,7 +89,7 @@ class Stages:
         if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
             raise DataError(
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
-                "'dataset.train_split=train[:80%]' 'dataset.eval_split=train[80%:]'."
+                "'dataset.train_split=\"train[:80%]\"' 'dataset.eval_split=\"train[80%:]\"'."
             )
         for c in self.methods() if transfer else []:
             if _needs_text(self._real(c)):
@@ -118,7 +118,7 @@ class Stages:
         if split is None:
             name = self.config.dataset.name
             raise ConfigError(f"train.val_every: {name} has no split for validation that is neither trained on nor tested. Set one aside: "
-                              "'dataset.train_split=train[:95%]' 'dataset.val_split=train[95%:]'.")  # fmt: skip
+                              "'dataset.train_split=\"train[:95%]\"' 'dataset.val_split=\"train[95%:]\"'.")  # fmt: skip
         return split
 
     @property

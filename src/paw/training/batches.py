@@ -56,7 +56,7 @@ def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> I
     """The examples of step after step, without end.
 
     Args:
-        size: examples a step, in all processes; fewer examples than that make one smaller step.
+        size: examples a step, in all processes; at most as many as there are.
         bucketed: steps of like lengths, in random order, so that little is filled up.
     """
     count, steps = len(lengths), per_epoch(len(lengths), size)
@@ -77,9 +77,22 @@ def micro_batches(rows: Sequence[Encoded], picked: Sequence[int], share: Share, 
     whole = [rows[i] for i in picked]
     total = sum(map(objective.count, whole))
     mine = sorted(whole[share.rank :: share.world], key=lambda r: -len(r.ids))
-    cuts = [round(i * len(mine) / share.accumulate) for i in range(share.accumulate + 1)]
     weight, tokens = share.accumulate * share.world / total, sum(len(r.ids) for r in whole)
-    return [Micro(mine[low:high], weight, step, tokens) for low, high in itertools.pairwise(cuts)]
+    return [Micro(part, weight, step, tokens) for part in _parts(mine, share.accumulate, objective.packed)]
+
+
+def _parts(rows: list[Encoded], count: int, packed: bool) -> list[list[Encoded]]:
+    """Rows, longest first, in so many parts: of like tokens where they are packed, of like lengths where they are filled up."""
+    if not packed:
+        cuts = [round(i * len(rows) / count) for i in range(count + 1)]
+        return [rows[low:high] for low, high in itertools.pairwise(cuts)]
+    parts: list[list[Encoded]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for row in rows:  # longest first to the smallest part
+        least = sizes.index(min(sizes))
+        parts[least].append(row)
+        sizes[least] += len(row.ids)
+    return parts
 
 
 class Steps(IterableDataset[Micro]):
@@ -88,7 +101,7 @@ class Steps(IterableDataset[Micro]):
 
     def __iter__(self) -> Iterator[Micro]:
         rows, objective, size, seed, share, first = self._all
-        steps = step_rows(rows.lengths, min(size, len(rows)), seed, not objective.packed)
+        steps = step_rows(rows.lengths, size, seed, not objective.packed)
         for step, picked in itertools.islice(enumerate(steps), first, None):
             yield from micro_batches(rows, picked, share, objective, step)  # type: ignore[arg-type]
 

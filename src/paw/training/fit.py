@@ -89,8 +89,7 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
 
     from paw.training.module import CURVE, LAST, Training
 
-    share = Share(rank, plan.runtime.devices, plan.accumulate)
-    rows = Rows(plan.rows)
+    rows, share = Rows(plan.rows), Share(rank, plan.runtime.devices, plan.accumulate)
     device = f"cuda:{rank}" if plan.runtime.device == "cuda" else plan.runtime.device
     with torch.random.fork_rng(devices=[]), ExitStack() as stack:
         torch.manual_seed(plan.train.seed)
@@ -100,7 +99,7 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
             if plan.train.compile:
                 model = torch.compile(model, dynamic=True)
             module = Training(model, method_named(plan.adapter.method), objective, plan.train, plan.steps, share, plan.folder, watch)
-            size = plan.train.batch_size * share.world
+            size = min(plan.train.batch_size * share.world, len(rows))
             train_data = loader(Steps(rows, objective, size, plan.train.seed, share, plan.done))
             val_data = _validation(plan, objective, share, module)
             trainer = _trainer(plan, model)
@@ -133,6 +132,8 @@ def _adapted(plan: Plan, rows: Rows, device: str, stack: ExitStack) -> Any:
     from peft import get_peft_model
     from peft.helpers import disable_input_dtype_casting
 
+    from paw.training import fused
+
     quantise = plan.adapter.quantise
     # A quantised base is made where it will stay; another is moved by Lightning. Sharding wants one dtype in a layer.
     precision = "float32" if plan.runtime.strategy == "fsdp" else plan.runtime.precision
@@ -154,6 +155,8 @@ def _adapted(plan: Plan, rows: Rows, device: str, stack: ExitStack) -> Any:
     method.prepare(model, setting)
     if plan.runtime.precision != "float32" and not model.active_peft_config.is_prompt_learning:
         stack.enter_context(disable_input_dtype_casting(model))  # autocast does it, without a float32 copy of every input
+    if plan.runtime.precision == "float32" and plan.runtime.strategy in ("auto", "ddp"):
+        fused.use(model)
     if plan.gradient_checkpointing:
         base.gradient_checkpointing_enable({"use_reentrant": False})
     return model

@@ -36,9 +36,11 @@ class Answers:
         return len(row.ids) - row.start
 
     def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
-        from paw.evaluation.likelihood import label_logprobs
+        from torch.nn.functional import cross_entropy
 
-        return -label_logprobs(model, rows, self.pad_id, self.packed).sum()
+        from paw.evaluation.likelihood import label_logits
+
+        return cross_entropy(*label_logits(model, rows, self.pad_id, self.packed), reduction="sum")
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,13 @@ def attend(
     """
     import torch
 
-    parts, at = [], 0
-    for length, alike in groupby(segments or [query.shape[2]]):  # rows come sorted by length: those alike are computed together
-        n = sum(1 for _ in alike)
-        q, k, v = (x[0, :, at : at + n * length].reshape(x.shape[1], n, length, -1).transpose(0, 1) for x in (query, key, value))
+    parts = []
+    alike = [(length, sum(1 for _ in rows)) for length, rows in groupby(segments or [query.shape[2]])]  # rows come sorted by length
+    sizes = [length * n for length, n in alike]
+    for (length, n), *qkv in zip(alike, *(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True):
+        q, k, v = (x.reshape(x.shape[1], n, length, -1).transpose(0, 1) for x in qkv)
         found = _one(q, k, v, scaling, dropout, sliding_window, softcap)  # n × heads × length × size
         parts.append(found.transpose(1, 2).flatten(0, 1))
-        at += n * length
     return torch.cat(parts)[None], None
 
 

@@ -19,6 +19,7 @@ from paw.models.load import Runtime
 from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, write_text
 from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
+MICRO = 640  # tokens of a micro-batch on a CPU
 STAGE = Stage("train", "2", "paw.training.stage:train", resumes=True)
 
 
@@ -58,7 +59,7 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     plan = Plan(
         inputs["model"].path, config.base_name, config.trust_remote_code, replace(config.runtime, devices=config.devices),
         config.adapter, c, inputs["rows"].path, inputs["val_rows"].path if c.val_every else None, config.classify, config.classes, steps,
-        min(c.accumulate, max(1, min(c.batch_size * config.devices, rows) // config.devices)), c.gradient_checkpointing,
+        _accumulate(config, Rows(inputs["rows"].path)), c.gradient_checkpointing,
         unfinished, checkpoint, done,
     )  # fmt: skip
     while True:
@@ -87,6 +88,16 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         result |= {"val_start": validations[0][1], "val_best": best[1], "best_step": best[0]}
     _card(out, config, inputs["model"].path, result)
     return result
+
+
+def _accumulate(config: TrainStage, rows: Rows) -> int:
+    """Micro-batches of a step. Small ones cost a GPU its parallelism; a CPU computes as fast on what its caches hold, in a
+    fraction of the memory."""
+    most = max(1, min(config.train.batch_size, len(rows) // config.devices))  # examples of a process
+    wanted = config.train.accumulate
+    if wanted is None:
+        wanted = 1 if config.runtime.device == "cuda" else math.ceil(most * float(rows.lengths.mean()) / MICRO)
+    return min(wanted, most)
 
 
 def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | None, int]:
