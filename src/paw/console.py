@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -22,8 +22,9 @@ log = logging.getLogger("paw")
 class Console:
     """The Watch of every stage: shows progress, keeps the log, passes metrics on to the tracker."""
 
-    def __init__(self, tracker: Tracker | None = None) -> None:
-        self.tracker, self.label = tracker, ""
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.tracker: Tracker | None = None
+        self.label = ""
         self.live = sys.stderr.isatty()
         self._bar: Any = None
         self._last = self._began = time.monotonic()
@@ -32,7 +33,7 @@ class Console:
         for handler in list(log.handlers):
             log.removeHandler(handler)
             handler.close()
-        shown = logging.StreamHandler(sys.stdout)
+        shown = logging.StreamHandler(stream or sys.stdout)
         shown.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(shown)
 

@@ -95,6 +95,32 @@ def examples(
     return out
 
 
+def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
+    """Rows of a chosen and a rejected answer to a prompt: {prompt, chosen, rejected}, or `dataset.prompt` over other fields.
+
+    Raises:
+        DataError: naming file and line, for a row that lacks one, or has two equal answers.
+    """
+    out = []
+    for line, text in _lines(file):
+        try:
+            row = json.loads(text)
+            prompt = str(row["prompt"]) if "prompt" in row else dataset.prompt.format(**row)
+            found = {"prompt": prompt, "chosen": str(row["chosen"]), "rejected": str(row["rejected"])}
+        except ValueError:
+            raise DataError(f"{file}, line {line}: is not JSON.") from None
+        except (KeyError, TypeError) as e:
+            raise DataError(f"{file}, line {line}: has no field {e}; a preference is {{prompt, chosen, rejected}}.") from None
+        if found["chosen"].strip() == found["rejected"].strip():
+            raise DataError(f"{file}, line {line}: both answers are the same, so neither is to be preferred. Leave the row out.")
+        out.append(found)
+    _, low, high = _parts(split)
+    out = out[int(len(out) * low) : int(len(out) * high)]
+    if not out:
+        raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
+    return out
+
+
 class _Bad(Exception):
     """A row that cannot be used: why, in words that are counted, and in a sentence of its own."""
 

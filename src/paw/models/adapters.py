@@ -196,16 +196,21 @@ def detach(model: Any, folder: Path) -> bool:
     return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder / WEIGHTS))
 
 
+def birth(folder: str | Path) -> dict[str, Any]:
+    """What an adapter's stamp says; nothing of one from elsewhere."""
+    file = Path(folder).expanduser() / BIRTH
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
 def made_for(folder: str | Path) -> str | None:
     """The fingerprint of the base that an adapter is stamped for; one from elsewhere carries no stamp."""
-    birth = Path(folder).expanduser() / BIRTH
-    return str(json.loads(birth.read_text())["base"]) if birth.is_file() else None
+    return birth(folder).get("base")
 
 
 def classes_of(folder: Path) -> list[str] | None:
     """The classes that a trained head knows, if its stamp names them."""
-    birth = folder / BIRTH
-    found = json.loads(birth.read_text()).get("classes") if birth.is_file() else None
+    found = birth(folder).get("classes")
     return None if found is None else [str(x) for x in found]
 
 

@@ -141,11 +141,12 @@ def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, 
     _quiet()
     if quantise != "none":
         more["quantization_config"] = _quantisation(quantise, runtime)
-        more["device_map"] = {"": runtime.device}
     try:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
         # Capped attention scores (Gemma 2) are computed only by the plain implementation.
         attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+        if quantise != "none" or getattr(config, "quantization_config", None):
+            more["device_map"] = {"": runtime.device}  # such weights are made where they stay
         model, info = auto.from_pretrained(
             str(folder),
             dtype=runtime.dtype,
@@ -162,6 +163,9 @@ def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, 
     return model.eval().requires_grad_(False), lacking
 
 
+HEADS = ["lm_head", "score", "classifier", "pre_classifier", "pooler"]  # what is read at last stays exact, and a head is trained
+
+
 def _quantisation(quantise: str, runtime: Runtime) -> Any:
     """
     Raises:
@@ -171,9 +175,9 @@ def _quantisation(quantise: str, runtime: Runtime) -> Any:
     from transformers import BitsAndBytesConfig
 
     if quantise == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=HEADS)
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=runtime.dtype
+        load_in_4bit=True, llm_int8_skip_modules=HEADS, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=runtime.dtype
     )
 
 

@@ -43,6 +43,37 @@ def locate(config: ModelConfig, models_dir: str | None, watch: Watch) -> Path:
     raise ModelError(f"{config.name}: has neither path, hub nor package, and is not in {models_dir or 'a models_dir (none is set)'}.")
 
 
+def at_hand(config: ModelConfig, models_dir: str | None) -> str | None:
+    """Where a model is on this machine, without fetching or making anything; None if it is not."""
+    folders = [Path(config.path).expanduser()] if config.path else list(_in_models_dir(config, models_dir))
+    found = next((str(f) for f in folders if f.exists()), None)
+    if found is None and config.package and all(_site_file(f) for f in config.package.files):
+        found = f"package {config.package.files[0].split('/')[0]}"
+    if found is None and config.hub:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(config.hub, "config.json", revision=config.revision)
+        found = str(Path(cached).parent) if isinstance(cached, str) else None
+    return found
+
+
+def on_hub(config: ModelConfig) -> str:
+    """What the hub says it has, without fetching it.
+
+    Raises:
+        ModelError: where it has no such model, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(str(config.hub), revision=config.revision, timeout=10, files_metadata=True)
+    except Exception as e:  # whatever the client raises
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
+        raise ModelError(f"{config.name}: is not on this machine, and the hub does not show {config.hub} ({reason}).") from None
+    size = sum(f.size or 0 for f in found.siblings or [] if f.rfilename.endswith(".safetensors"))
+    return f"{config.hub} on the hub, {size / 2**30:.1f} GiB to be fetched"
+
+
 def _in_models_dir(config: ModelConfig, models_dir: str | None) -> Iterator[Path]:
     if models_dir:
         root = Path(models_dir).expanduser()

@@ -15,13 +15,11 @@ import yaml
 import paw
 from paw.config.schema import PawConfig
 from paw.errors import PawError
-from paw.models.adapters import BIRTH, CONFIG, WEIGHTS
 from paw.report import records, results
 from paw.report.results import System
-from paw.store import write_text
+from paw.store import MANIFEST, write_text
 from paw.tasks.stages import Adapter, Stages
 from paw.tracking import open_tracker
-from paw.transfer.report import REPORT
 
 log = logging.getLogger("paw")
 
@@ -36,6 +34,7 @@ class Run:
         self.systems: list[System] = []
         self.said: list[str] = []
         self._adapters: dict[str, Path] = {}
+        self._links: list[str] = []
         settings = asdict(config)
         write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.console.keep(self.folder / "run.log")
@@ -73,7 +72,7 @@ class Run:
             self._close()
         if self.console.tracker is not None:
             self.console.tracker.finish()
-        if isinstance(error, PawError) and self._own and not self.systems and not self._adapters:
+        if isinstance(error, PawError) and self._own and not self.systems and not self._adapters and not self._links:
             shutil.rmtree(self.folder, ignore_errors=True)  # nothing was made: the one line that says why is all there is
 
     def add(self, system: System) -> System:
@@ -87,6 +86,11 @@ class Run:
         """The adapter will lie in the run folder under this name, as a plain PEFT folder."""
         self._adapters[name] = adapter.path
 
+    def link(self, name: str, path: Path) -> None:
+        """Something too large to be copied lies in the run folder as a link."""
+        (self.folder / name).symlink_to(path.resolve(), target_is_directory=True)
+        self._links.append(name)
+
     def _close(self) -> None:
         if self.systems:
             log.info("\n%s", results.table(self.systems))
@@ -94,6 +98,7 @@ class Run:
             log.info("\n%s", "\n".join(self.said))
         summary = self.folder / "summary.md" if self.systems else self.folder
         adapters = f", adapters: {self.folder / 'adapters'}" if self._adapters else ""
+        adapters += "".join(f", {name}: {self.folder / name}" for name in self._links)
         log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, summary, adapters)
 
 
@@ -113,7 +118,4 @@ def new_folder(root: Path, label: str) -> Path:
 
 def _publish(adapter: Path, folder: Path) -> None:
     """Copies: what a user does to them must not change the artifact."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (CONFIG, WEIGHTS, BIRTH, *REPORT):
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, folder / name)
+    shutil.copytree(adapter, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))

@@ -16,6 +16,7 @@ from paw.data.load import split_file
 from paw.errors import AdapterError, ConfigError, DataError, need
 from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
+from paw.models import merge as merging
 from paw.models.adapters import check_base, read_config
 from paw.models.load import is_encoder, resolve_runtime
 from paw.models.locate import locate
@@ -184,6 +185,23 @@ class Stages:
         r = done.result
         self._tell(done, f"{r['steps']} steps, loss {r['train_loss']:.3f}, the chosen answer preferred in {r['accuracy']:.0%} at the end")
         return Adapter(done.as_input(), (done,))
+
+    def merge(self, base: Base, adapter: Adapter) -> Artifact:
+        """An adapter into its base."""
+        config = merging.MergeStage(self.config.merge, self.runtime.device, base.config.trust_remote_code)
+        done = self._run(merging.MERGE, config, {"model": base.input, "adapter": adapter.input}, f"merge into {base.name}")
+        r = done.result
+        drift = f"; {r['dequantised']:.2g} from the quantised base it was trained on" if "dequantised" in r else ""
+        self._tell(done, f"{r['gib']} GiB in {r['shards']} files, {r['precision']}; logits (to {r['largest_logit']:.0f}) differ by "
+                         f"{r['merged']:.1g} merged and {r['rounded']:.1g} rounded{drift}")  # fmt: skip
+        return done
+
+    def compress(self, base: Base) -> Artifact:
+        """A base with its linear layers quantised."""
+        config = merging.CompressStage(self.config.compress, self.runtime, base.config.trust_remote_code)
+        done = self._run(merging.COMPRESS, config, {"model": base.input}, f"compress {base.name}")
+        self._tell(done, f"{done.result['gib_before']} GiB to {done.result['gib']} GiB")
+        return done
 
     def _encode(self, base: Base, split: str, limit: int | None = None, classes: list[str] | None = None) -> Artifact:
         """A split as tokens of a base."""

@@ -1,0 +1,171 @@
+"""task=validate: everything short of running. One composition, or with everything=true all of conf/; exit code 0 or 2."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from paw.config.compose import compose_config, groups, model_named
+from paw.config.schema import DatasetConfig, ModelConfig, PawConfig
+from paw.console import Console
+from paw.data.load import examples, split_file
+from paw.errors import AdapterError, ConfigError, PawError, nearest, need
+from paw.models.load import is_encoder, resolve_runtime
+from paw.models.locate import at_hand, locate, on_hub
+from paw.models.tensors import linear_shapes
+from paw.text import markdown_table
+from paw.training.stage import MICRO
+
+log = logging.getLogger("paw")
+Row = tuple[str, str, str]  # what, ok or wrong or absent, and what was found
+
+
+def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[Row]:
+    """Prints a table of what was checked.
+
+    Raises:
+        ConfigError: with the number of checks that failed.
+    """
+    console = Console()
+    rows = list(_everything(config) if config.everything else _one(config, console))
+    console.close()
+    log.info("%s", markdown_table([["check", "", "found"], *map(list, rows)]))
+    wrong = [row for row in rows if row[1] == "wrong"]
+    if wrong:
+        raise ConfigError(f"task=validate: {len(wrong)} of {len(rows)} checks failed, the first is {wrong[0][0]}: {wrong[0][2]}")
+    absent = sum(row[1] == "absent" for row in rows)
+    log.info("\n%d checks, none failed%s.", len(rows), f"; {absent} models and data sets are not on this machine" if absent else "")
+    return rows
+
+
+def _check(what: str, look: Callable[[], str]) -> Row:
+    try:
+        return what, "ok", look()
+    except PawError as e:
+        return what, "wrong", str(e)
+
+
+# ---- one composition --------------------------------------------------------------------------------
+
+
+def _one(config: PawConfig, console: Console) -> Iterator[Row]:
+    yield "composition", "ok", "keys, types and values"
+    yield _check("hardware", lambda: _hardware(config))
+    folders: dict[str, Path] = {}
+    for side, model in (("source", config.source), ("target", config.target)):
+
+        def look(side: str = side, model: ModelConfig = model) -> str:
+            if at_hand(model, config.paths.models_dir) is None and model.hub and not model.path:
+                return on_hub(model)  # nothing is fetched
+            folders[side] = locate(model, config.paths.models_dir, console)
+            return f"{model.name} in {folders[side]}"
+
+        yield _check(f"model@{side}", look)
+    c = config.dataset
+    splits = {"train": c.train_split, "test": config.evaluate.split or c.eval_split} | ({"validation": c.val_split} if c.val_split else {})
+    for name, split in splits.items():
+        yield _check(f"dataset, {name} split", lambda split=split: _rows(config, split, console))  # type: ignore[misc]
+    for side, folder in folders.items():
+        yield _check(f"adapter on {side}", lambda folder=folder: _adapter(config, folder))  # type: ignore[misc]
+        yield _check(f"memory for {side}", lambda folder=folder: _memory(config, folder))  # type: ignore[misc]
+    yield _check("outputs", lambda: _writable(config.paths.outputs))
+
+
+def _hardware(config: PawConfig) -> str:
+    runtime = resolve_runtime(config.hardware)
+    if config.hardware.strategy == "deepspeed":
+        need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
+    return f"{runtime.devices} × {runtime.device}, {runtime.precision}"
+
+
+def _rows(config: PawConfig, split: str, console: Console) -> str:
+    file = split_file(config.dataset, split, config.paths.data_dir, console)
+    found = examples(file, config.dataset, split, config.evaluate.form(config.dataset.kind))
+    return f"{len(found)} examples in {file}"
+
+
+def _adapter(config: PawConfig, folder: Path) -> str:
+    """Whether the adapter's modules are in the model, and what it needs is installed."""
+    c = config.adapter
+    if c.quantise != "none":
+        need("bitsandbytes", "quantise", f"adapter.quantise={c.quantise}")
+    if is_encoder(folder) and config.evaluate.mode != "classify":
+        raise ConfigError(f"evaluate.mode={config.evaluate.mode}: {folder.name} is an encoder. Set evaluate.mode=classify.")
+    wanted = [name for name in getattr(c, "target_modules", None) or [] if name != "all-linear"]
+    have = {name.rsplit(".", 1)[-1] for name in linear_shapes(folder)}
+    for name in wanted:
+        if name.rsplit(".", 1)[-1] not in have:
+            raise AdapterError(f"adapter.target_modules: {folder.name} has no module {name!r}." + nearest(name, have))
+    return f"{c.method} on {', '.join(wanted) or 'its own choice of modules'}"
+
+
+def _memory(config: PawConfig, folder: Path) -> str:
+    from paw.models.memory import estimate
+
+    runtime, t = resolve_runtime(config.hardware), config.train
+    tokens = -(-t.batch_size // (t.accumulate or 1)) * t.max_length
+    if t.accumulate is None and runtime.device == "cpu":
+        tokens = min(tokens, max(MICRO, t.max_length))
+    shards = runtime.devices if runtime.strategy == "fsdp" else 1
+    found = estimate(folder, config.adapter, runtime.precision, tokens, shards, t.gradient_checkpointing)
+    parts = f"{found.weights:.1f} weights, {found.adapter:.1f} adapter, {found.activations:.1f} activations, {found.logits:.1f} logits"
+    said = f"at most about {found.total:.1f} GiB a device ({parts}) with micro-batches of {tokens} tokens"
+    room = _room(config, runtime.device)
+    if room is not None and found.weights + found.adapter > room:
+        raise ConfigError(f"{said}; a device has {room:.0f}. Choose adapter=qlora, hardware.strategy=fsdp or a smaller model.")
+    if room is not None and found.total > room:
+        return f"{said}; a device has {room:.0f}, so that micro-batches will be halved (train.accumulate)"
+    return said
+
+
+def _room(config: PawConfig, device: str) -> float | None:
+    if config.hardware.memory_gb is not None:
+        return config.hardware.memory_gb
+    if device == "cuda":
+        import torch
+
+        return float(torch.cuda.get_device_properties(0).total_memory / 2**30)
+    import psutil
+
+    return float(psutil.virtual_memory().total / 2**30)
+
+
+def _writable(folder: str) -> str:
+    path = Path(folder)
+    while not path.exists():
+        path = path.parent
+    if not os.access(path, os.W_OK):
+        raise ConfigError(f"paths.outputs: {path} cannot be written to.")
+    return str(Path(folder).resolve())
+
+
+# ---- all of conf/ -----------------------------------------------------------------------------------
+
+
+def _everything(config: PawConfig) -> Iterator[Row]:
+    for group, choices in groups().items():
+        if group == "model@target":
+            continue
+        for choice in choices:
+            extra = ["task=train"] if group == "dataset" else []  # a data set for classification has no pipeline
+            yield _check(f"{group}={choice}", lambda asked=[f"{group}={choice}", *extra]: _composes(asked))  # type: ignore[misc]
+    for name in groups()["model@source"]:
+        place = at_hand(model_named(name), config.paths.models_dir)
+        yield f"model {name}", "ok" if place else "absent", place or "not on this machine"
+    for name in groups()["dataset"]:
+        dataset = compose_config([f"dataset={name}", "task=train"]).dataset
+        place = _data_at_hand(dataset, config.paths.data_dir)
+        yield f"dataset {name}", "ok" if place else "absent", place or "not on this machine"
+
+
+def _composes(asked: list[str]) -> str:
+    compose_config(asked)
+    return "composes"
+
+
+def _data_at_hand(dataset: DatasetConfig, data_dir: str | None) -> str | None:
+    folders: list[Any] = [dataset.path, Path(data_dir) / dataset.name if data_dir else None]
+    return next((str(f) for f in folders if f and Path(f).expanduser().exists()), None)
