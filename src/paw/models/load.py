@@ -177,7 +177,11 @@ def _quantisation(quantise: str, runtime: Runtime) -> Any:
     if quantise == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=HEADS)
     return BitsAndBytesConfig(
-        load_in_4bit=True, llm_int8_skip_modules=HEADS, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=runtime.dtype
+        load_in_4bit=True,
+        llm_int8_skip_modules=HEADS,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=runtime.dtype,
     )
 
 

@@ -114,13 +114,13 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
         if rank == 0:
             history = module.history
             history.write(plan.folder / CURVE)
-            steady = sorted(history.seconds[1:] or history.seconds)
+            steady = slice(1 if history.step > 1 else 0, None)  # the first step touches its memory for the first time
             facts = {
                 "steps": history.step, "packed": objective.packed, "accumulate": plan.accumulate,
                 "gradient_checkpointing": plan.gradient_checkpointing, "strategy": plan.runtime.strategy, "devices": share.world,
                 "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "tokens": history.tokens, "step_seconds": steady[len(steady) // 2],
-                "tokens_per_second": round(history.tokens / history.step / (sum(steady) / len(steady)), 1),
+                "tokens": sum(history.tokens),
+                "tokens_per_second": round(sum(history.tokens[steady]) / sum(history.seconds[steady]), 1),
                 "validations": history.validations,
             }  # fmt: skip
             (plan.folder / FACTS).write_text(json.dumps(facts))

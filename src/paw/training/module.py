@@ -24,6 +24,8 @@ from paw.training.adapters import Method
 from paw.training.batches import Micro, Share
 from paw.training.objectives import Objective
 
+# Times differ from run to run: they lie in a file that an artifact's content leaves out.
+TIMES = "times.csv"
 CURVE, BEST, LAST, CHECKPOINT = "curve.jsonl", "best", "last", "last.ckpt"
 ADAPTER = "default"  # PEFT's name for the one there is
 
@@ -35,7 +37,7 @@ class History:
     losses: list[float] = field(default_factory=list)  # of each step: the mean over all that it counts, in all processes
     validations: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss)
     seconds: list[float] = field(default_factory=list)  # of each step
-    tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -54,6 +56,8 @@ class History:
         rows: list[dict[str, Any]] = [{"step": i, "loss": loss} for i, loss in enumerate(self.losses, 1)]
         rows += [{"step": step, "val_loss": loss} for step, loss in self.validations]
         write_text(file, "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda r: r["step"])))
+        times = [f"{i},{n},{s:.4f}\n" for i, (n, s) in enumerate(zip(self.tokens, self.seconds, strict=True), 1)]
+        write_text(file.with_name(TIMES), "step,tokens,seconds\n" + "".join(times))
 
 
 class Training(pl.LightningModule):
@@ -104,7 +108,7 @@ class Training(pl.LightningModule):
         now = time.perf_counter()
         self.history.losses.append(loss)
         self.history.seconds.append(now - self._began)
-        self.history.tokens += batch.tokens
+        self.history.tokens.append(batch.tokens)
         self._began = now
         if self.trainer.is_global_zero:
             self.watch.progress(step, self.steps, f"loss {loss:.3f}")

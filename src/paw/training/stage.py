@@ -47,7 +47,7 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     the last one; and the loss of every step.
     """
     from paw.models.adapters import stamp
-    from paw.training.module import BEST, CURVE, LAST, curve
+    from paw.training.module import BEST, CURVE, LAST, TIMES, curve
 
     c, rows = config.train, len(Rows(inputs["rows"].path))
     if rows < config.devices:
@@ -77,7 +77,8 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     shutil.copytree(unfinished / kept, out, dirs_exist_ok=True)
     if validations:
         shutil.copytree(unfinished / LAST, out / LAST)
-    shutil.copyfile(unfinished / CURVE, out / CURVE)
+    for name in (CURVE, TIMES):
+        shutil.copyfile(unfinished / name, out / name)
     stamp(out, inputs["model"].fingerprint, made_by="train", method=config.adapter.method, quantise=config.adapter.quantise,
           **({"classes": config.classes} if config.classify else {}))  # fmt: skip
     losses = curve(out / CURVE)["loss"]

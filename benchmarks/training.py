@@ -1,0 +1,135 @@
+"""paw beside TRL's SFTTrainer and the plain Trainer with PEFT: the same model, examples, LoRA and float32, turn about.
+
+    python benchmarks/training.py DATA.jsonl[.gz] --model smollm2_135m --steps 10 --rounds 3
+
+DATA has rows of {question, answer}. Each contender trains in a process of its own, one at a time, in every round; a step is 8
+examples, in the same order for all but TRL's packing, which chooses its own. Printed are tokens a second (real ones, without the
+first step, the median of the rounds), the ratio to paw in the same round, the largest difference of a step's loss, and
+the peak of resident memory. The packages trl and datasets are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from paw.config.compose import compose_config
+from paw.console import Console
+from paw.data.encode import encode
+from paw.models.load import load_tokenizer
+from paw.models.locate import locate
+from paw.text import markdown_table
+from paw.training.batches import order
+
+BATCH, LR, R, ALPHA = 8, 2e-4, 16, 32
+PEERS = {
+    "TRL, same batches": ("trl", {"trl_mode": "same_batches", "micro_batch": 2}),
+    "TRL, packed in rows of 512": ("trl", {"trl_mode": "packed", "row_len": 512}),
+    "Trainer + PEFT": ("hf", {}),
+}
+
+
+def watched(command: list[str], cwd: Path) -> float:
+    """Runs a command; the peak of its resident memory in MiB, which the kernel keeps."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GOMP")}
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
+    peak = 0.0
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = max(peak, *(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM")))
+        except (OSError, TypeError):
+            pass
+        time.sleep(0.1)
+    assert process.returncode == 0, process.stderr.read() if process.stderr else ""
+    return peak
+
+
+def ours(data: Path, model: str, steps: int, work: Path) -> dict[str, Any]:
+    train = {
+        "max_steps": steps,
+        "batch_size": BATCH,
+        "lr": LR,
+        "schedule": "constant",
+        "warmup_ratio": 0,
+        "grad_clip": 0,
+        "max_length": 4096,
+    }
+    adapter = {"r": R, "alpha": ALPHA, "dropout": 0}
+    ask = ["task=train", f"model@source={model}", "dataset=own_text", f"dataset.path={data}", "dataset.eval_split=test", "evaluate.limit=1",
+           "hardware=cpu", *(f"train.{k}={v}" for k, v in train.items()), *(f"adapter.{k}={v}" for k, v in adapter.items())]  # fmt: skip
+    peak = watched([sys.executable, "-m", "paw.run", *ask], work)
+    (stage,) = (work / "outputs" / "artifacts" / "train").glob("*/stage.json")
+    losses = [json.loads(line)["loss"] for line in (stage.parent / "curve.jsonl").read_text().splitlines()]
+    times = [line.split(",") for line in (stage.parent / "times.csv").read_text().splitlines()[1:]]
+    return {"losses": losses, "seconds": [float(t[2]) for t in times], "tokens": [int(t[1]) for t in times], "peak": peak}
+
+
+def peer(which: str, spec: dict[str, Any], work: Path) -> dict[str, Any]:
+    (work / "spec.json").write_text(json.dumps(spec))
+    peak = watched([sys.executable, str(Path(__file__).with_name("training_peers.py")), which, "spec.json", "out.json"], work)
+    found: dict[str, Any] = json.loads((work / "out.json").read_text())
+    return found | {"peak": peak}
+
+
+def speed(run: dict[str, Any]) -> float:
+    """Tokens a second, without the first step, which touches its memory for the first time."""
+    return float(sum(run["tokens"][1:]) / sum(run["seconds"][1:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="smollm2_135m")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    opener = gzip.open if asked.data.suffix == ".gz" else open
+    with opener(asked.data, "rt", encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f][: BATCH * asked.steps]
+    folder = locate(compose_config([f"model@source={asked.model}"]).source, None, Console(sys.stderr))
+    found = encode(load_tokenizer(folder), [(f"Question: {r['question']}\nAnswer:", f" {r['answer']}") for r in rows], False, close=True)
+    spec = {"model": str(folder), "rows": [[list(found[i].ids), found[i].start] for i in order(len(rows), 0, 0)], "batch": BATCH,
+            "steps": asked.steps, "lr": LR, "r": R, "alpha": ALPHA, "dropout": 0.0, "seed": 0}  # fmt: skip
+    runs: dict[str, list[dict[str, Any]]] = {"paw": [], **{name: [] for name in PEERS}}
+    with tempfile.TemporaryDirectory() as name:
+        data = Path(name) / "data"
+        data.mkdir()
+        (data / "train.jsonl").write_text("".join(json.dumps({"question": r["question"], "answer": r["answer"]}) + "\n" for r in rows))
+        (data / "test.jsonl").write_text(json.dumps({"question": rows[0]["question"], "answer": rows[0]["answer"]}) + "\n")
+        for turn in range(asked.rounds):
+            names = list(runs) if turn % 2 == 0 else list(reversed(runs))
+            for who in names:
+                work = Path(name) / f"{turn}_{names.index(who)}"
+                work.mkdir()
+                if who == "paw":
+                    runs[who].append(ours(data, asked.model, asked.steps, work))
+                else:
+                    which, more = PEERS[who]
+                    runs[who].append(peer(which, spec | more, work))
+                print(f"round {turn + 1}: {who}, {speed(runs[who][-1]):.0f} tokens a second", file=sys.stderr, flush=True)
+    table = [["", "tokens a second", "paw is faster by", "largest difference of a step's loss", "peak MiB"]]
+    for who, several in runs.items():
+        ratios = [speed(a) / speed(b) for a, b in zip(runs["paw"], several, strict=True)]
+        apart = max(abs(a - b) / b for a, b in zip(runs["paw"][0]["losses"], several[0]["losses"], strict=False))
+        table.append([
+            who, f"{statistics.median(map(speed, several)):.0f}",
+            "–" if who == "paw" else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            "–" if who == "paw" else "other examples" if "packed" in who else f"{apart:.2%}",
+            f"{statistics.median(r['peak'] for r in several):.0f}",
+        ])  # fmt: skip
+    tokens = sum(runs["paw"][0]["tokens"])
+    print(f"{asked.model}, {asked.steps} steps of {BATCH} examples, {tokens} tokens, {asked.rounds} rounds\n\n{markdown_table(table)}")
+
+
+if __name__ == "__main__":
+    main()

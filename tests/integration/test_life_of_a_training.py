@@ -1,0 +1,172 @@
+"""What happens to a training: killed, resumed, stopped early, out of memory, diverged, divided among processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import ROOT, Paw
+from paw.models.adapters import WEIGHTS
+
+pytestmark = pytest.mark.slow
+SHORT = [
+    "task=train",
+    "experiment=demo",
+    "train.max_steps=120",
+    "train.batch_size=8",
+    "train.save_every=5",
+    "adapter.dropout=0.2",
+    "evaluate.limit=1",
+]
+
+
+def trained(folder: Path) -> Path:
+    (found,) = [p.parent for p in (folder / "outputs" / "artifacts" / "train").glob("*/stage.json")]
+    return found
+
+
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((trained(folder) / "stage.json").read_text())["result"]
+    return found
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (trained(folder) / "curve.jsonl").read_text().splitlines()]
+    return [r["loss"] for r in rows if "loss" in r]
+
+
+@pytest.mark.parametrize("method", ["tiny", "adalora"])
+def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, tmp_path: Path) -> None:
+    """Ten kills for LoRA; AdaLoRA, which remembers more, gets three."""
+    ask = [*SHORT, f"adapter={method}", "train.val_every=10", "hardware.threads=1"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    paw(*ask, cwd=whole)
+    draw, kills, resumed, wanted = random.Random(5), 0, 0, 10 if method == "tiny" else 3
+    while kills < wanted:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "paw.run", *ask], cwd=broken, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        unfinished = broken / "outputs" / "artifacts" / "train"
+        until = time.monotonic() + 120
+        held = max((p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0)
+        while time.monotonic() < until and process.poll() is None:  # until it has got on a little, and then some
+            if max((p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0) > held:
+                break
+            time.sleep(0.01)
+        time.sleep(draw.random() * 0.3)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        said = process.communicate()[0]
+        kills += 1
+        resumed += "goes on after step" in said
+    done = paw(*ask, cwd=broken)
+    assert kills >= (8 if method == "tiny" else 2)
+    assert resumed >= kills - 2
+    assert "goes on after step" in done.stdout
+    assert (trained(broken) / WEIGHTS).read_bytes() == (trained(whole) / WEIGHTS).read_bytes()
+    assert (trained(broken) / "last" / WEIGHTS).read_bytes() == (trained(whole) / "last" / WEIGHTS).read_bytes()
+    assert losses(broken) == losses(whole)
+    assert not list((broken / "outputs" / "artifacts" / "train").glob("*.unfinished"))
+
+
+def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-m", "paw.run", *SHORT], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+    store = tmp_path / "outputs" / "artifacts" / "train"
+    while not list(store.glob("*.unfinished/last.ckpt")) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (left,) = store.glob("*.unfinished")
+    done = paw(*SHORT, "train.lr=1e-4", f"train.resume={left}", cwd=tmp_path, ok=False)
+    assert done.returncode == 2
+    assert "train.lr was 0.003, is 0.0001" in done.stderr
+    done = paw(*SHORT, f"train.resume={tmp_path}", cwd=tmp_path, ok=False)
+    assert "holds no unfinished training" in done.stderr
+    again = paw(*SHORT, "train.resume=never", cwd=tmp_path)
+    assert "goes on" not in again.stdout
+    assert len(losses(tmp_path)) == 120
+
+
+def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
+    """The same global batch, cut in micro-batches: the loss is a mean over all tokens, whoever counted them."""
+    curves = []
+    for name, more in (("one", ["train.batch_size=8"]), ("two", ["train.batch_size=4", "hardware.devices=2", "train.accumulate=2"])):
+        (tmp_path / name).mkdir()
+        ask = ["task=train", "experiment=demo", "train.max_steps=30", "train.val_every=10", "evaluate.limit=1", *more]
+        paw(*ask, cwd=tmp_path / name)
+        curves.append(losses(tmp_path / name))
+    assert len(curves[0]) == 30
+    assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-4
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert one["val_best"] == pytest.approx(two["val_best"], abs=1e-4)
+
+
+def test_it_stops_when_nothing_gets_better_and_keeps_the_best(paw: Paw, tmp_path: Path) -> None:
+    ask = [
+        "task=train",
+        "experiment=demo",
+        "train.max_steps=400",
+        "train.val_every=10",
+        "train.patience=2",
+        "train.lr=3e-2",
+        "evaluate.limit=1",
+    ]
+    paw(*ask, cwd=tmp_path)
+    found = result(tmp_path)
+    rows = [json.loads(line) for line in (trained(tmp_path) / "curve.jsonl").read_text().splitlines()]
+    validations = [(r["step"], r["val_loss"]) for r in rows if "val_loss" in r]
+    assert found["steps"] < 400
+    assert found["best_step"] == min(validations, key=lambda v: v[1])[0]
+    assert [step for step, _ in validations][-1] == found["best_step"] + 20
+    assert (trained(tmp_path) / WEIGHTS).read_bytes() != (trained(tmp_path) / "last" / WEIGHTS).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_names_its_step(paw: Paw, tmp_path: Path) -> None:
+    done = paw(*SHORT, "train.lr=10", "train.grad_clip=0", "train.warmup_ratio=0", "adapter.alpha=60000", cwd=tmp_path, ok=False)
+    assert done.returncode == 2
+    assert "the loss is not finite at step" in done.stderr
+    assert "Lower train.lr" in done.stderr
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_path: Path) -> None:
+    """The address space is limited for real: what one micro-batch of long rows takes does not fit, its halves do."""
+    rows = [{"question": " ".join(["the color of bovin is"] * 60), "answer": "red and blue"} for _ in range(64)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"id": i, **r}) + "\n" for i, r in enumerate(rows)))
+    ask = ["task=train", "model@source=tiny_llama", "adapter=tiny", "dataset=own_text", f"dataset.path={tmp_path / 'long.jsonl'}",
+           'dataset.train_split="train[:90%]"', 'dataset.eval_split="train[90%:]"', "train.max_steps=2", "train.batch_size=48",
+           "train.packing=false", "hardware.threads=1"]  # fmt: skip
+    free, tight = tmp_path / "free", tmp_path / "tight"
+    free.mkdir()
+    tight.mkdir()
+    paw(*ask, "train.accumulate=4", cwd=free)
+    code = (
+        "import resource, sys, torch, transformers, peft, pytorch_lightning; sys.argv = ['paw', *sys.argv[2:]]; "
+        "from paw.run import entry; import psutil; "
+        "room = psutil.Process().memory_info().vms + int(float(%r) * 2**20); resource.setrlimit(resource.RLIMIT_AS, (room, room)); entry()"
+    )
+    for mib in (3000, 2400, 1900, 1500, 1200, 950, 750):  # what else a process maps differs between machines: the first that is too little
+        done = subprocess.run([sys.executable, "-c", code % mib, "x", *ask, "train.accumulate=1"], cwd=tight, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+        if "out of memory" in done.stdout + done.stderr:
+            break
+        subprocess.run(["rm", "-rf", str(tight / "outputs")], check=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "out of memory: micro-batches of 24 examples instead of 48" in done.stdout
+    assert result(tight)["accumulate"] >= 2
+    assert losses(tight) == pytest.approx(losses(free), abs=1e-4)
+
+
+def test_a_wheel_ships_what_training_reads() -> None:
+    assert (ROOT / "src" / "paw" / "training" / "zero2.json").is_file()

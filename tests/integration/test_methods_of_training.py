@@ -1,0 +1,165 @@
+"""Every method of PEFT on answers and on classes: each learns, loads in stock PEFT, merges where it can, and says why where not."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import words
+from conftest import Paw
+from paw.models.load import Runtime, load_classifier, load_model
+from paw.paths import embedded
+
+pytestmark = pytest.mark.slow
+METHODS = ["tiny", "rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "prompt_tuning", "prefix_tuning", "p_tuning"]
+VIRTUAL = ("prompt_tuning", "prefix_tuning", "p_tuning")
+
+
+def train(paw: Paw, cwd: Path, *args: str) -> tuple[Path, dict[str, Any]]:
+    """The adapter's folder in the run, and what its training says of itself."""
+    paw("task=train", *args, cwd=cwd)
+    run = max((cwd / "outputs" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
+    systems = json.loads((run / "results.json").read_text())["systems"]
+    stage = json.loads((cwd / systems[-1]["artifacts"]["train"] / "stage.json").read_text())
+    return run / "adapters" / "source", stage["result"] | {"systems": systems}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_answers(method: str, paw: Paw, tmp_path: Path) -> None:
+    steps = 120 if method in ("adalora", "dora") else 40
+    adapter, found = train(paw, tmp_path, f"adapter={method}", f"train.max_steps={steps}", "train.val_every=20", "evaluate.limit=60")
+    assert found["val_best"] < 0.97 * found["val_start"]
+    assert found["packed"] == (method not in VIRTUAL and method != "lora_8bit")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "paw.json"} <= {
+        p.name for p in adapter.iterdir()
+    }
+
+    # stock PEFT, on the base that it was evaluated on, gives the loss that paw reports
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_model(embedded("tiny_llama"), Runtime("float32")), str(adapter))
+    tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    record = json.loads((tmp_path / found["systems"][-1]["artifacts"]["evaluate"] / "records.jsonl").read_text().splitlines()[0])
+    rows = [json.loads(line) for line in (embedded("facts") / "test.jsonl").read_text().splitlines()]
+    row = next(r for r in rows if r["id"] == record["id"])
+    context = tokenizer(f"question : {row['question']} answer :").input_ids
+    for choice, expected in list(zip(row["choices"], record["loglikelihoods"], strict=True))[:3]:
+        ids = context + tokenizer(f" {choice}", add_special_tokens=False).input_ids
+        logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)).logits[0]
+        logprobs = logits[-len(ids) :].log_softmax(-1)
+        assert sum(logprobs[i - 1, ids[i]].item() for i in range(len(context), len(ids))) == pytest.approx(expected, abs=2e-4)
+
+    done = paw("task=merge", f"adapter.path={adapter}", "name=merged", cwd=tmp_path, ok=method not in VIRTUAL)
+    if method in VIRTUAL:
+        assert done.returncode == 2
+        assert "virtual tokens" in done.stderr
+        return
+    merged = AutoModelForCausalLM.from_pretrained(str(next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"))
+    result = json.loads(next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text())["result"]
+    assert result["merged"] < 1e-3 * result["largest_logit"]
+    ids = torch.tensor([context])
+    difference = float((merged(ids).logits - model(ids).logits).abs().max().detach())
+    if method in ("qlora", "lora_8bit"):  # merged into the base that it was trained on: that of 4 or 8 bits, dequantised
+        assert 0 < result["dequantised"] < 0.2 * result["largest_logit"]
+        assert difference > 1e-2
+    else:
+        assert difference < 1e-3 * result["largest_logit"]
+
+
+def test_adalora_allots_its_ranks(paw: Paw, tmp_path: Path) -> None:
+    adapter, _ = train(paw, tmp_path, "adapter=adalora", "adapter.r=4", "adapter.init_r=8", "train.max_steps=60", "evaluate.limit=1")
+    shapes = {k: v.shape[0] for k, v in load_file(adapter / "adapter_model.safetensors").items() if "lora_A" in k}
+    assert set(Counter(shapes.values())) != {8}
+    assert len(set(shapes.values())) > 1  # more where it matters more
+    assert sum(shapes.values()) == 4 * len(shapes)  # the budget
+    pattern = json.loads((adapter / "adapter_config.json").read_text())["rank_pattern"]
+    assert {sum(map(bool, kept)) for kept in pattern.values()} == set(shapes.values())
+
+
+@pytest.fixture(scope="module")
+def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return words.write(tmp_path_factory.mktemp("words") / "classes")
+
+
+def classify(*args: str) -> list[str]:
+    model = [f"source.path={words.encoder()}", "source.name=minilm"]
+    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", "train.batch_size=32", *model, *args]
+
+
+@pytest.mark.parametrize("method", ["lora", *METHODS[1:]])
+def test_on_classes(method: str, paw: Paw, tmp_path: Path, lexicon: Path) -> None:
+    ask = classify(f"adapter={method}", f"dataset.path={lexicon}", "train.max_steps=60", "train.val_every=30", "evaluate.limit=200")
+    adapter, found = train(paw, tmp_path, *ask)
+    blind, system = found["systems"]
+    assert blind["system"] == "most frequent class"
+    assert found["val_best"] < found["val_start"]
+    assert system["loss"] < blind["loss"]
+    if method in ("lora", "rslora", "qlora"):
+        assert system["versus"][0]["low"] > 0.1
+        assert {"f1", "precision", "recall", "mcc"} <= system.keys()
+    # stock PEFT on the library's own classifier, its head taken from the adapter
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_classifier(Path(words.encoder()), Runtime("float32"), ["negative", "positive"])[0], str(adapter))
+    tokenizer = AutoTokenizer.from_pretrained(str(adapter))
+    records = (tmp_path / system["artifacts"]["evaluate"] / "records.jsonl").read_text().splitlines()
+    rows = [json.loads(line)["text"] for line in (lexicon / "test.jsonl").read_text().splitlines()]
+    for record in map(json.loads, records[:5]):
+        logits = model(**tokenizer(rows[int(record["id"]) - 1], return_tensors="pt")).logits[0].log_softmax(-1)
+        assert logits.tolist() == pytest.approx(record["loglikelihoods"], abs=1e-4)
+
+
+def test_a_classifier_merges_predicts_and_refuses_other_classes(paw: Paw, tmp_path: Path, lexicon: Path) -> None:
+    ask = classify("adapter=lora", f"dataset.path={lexicon}", "train.max_steps=60", "evaluate.limit=100")
+    adapter, _ = train(paw, tmp_path, *ask)
+    paw("task=merge", f"adapter.path={adapter}", "name=merged", *ask, cwd=tmp_path)
+    merged = next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(str(merged)), AutoTokenizer.from_pretrained(str(merged))
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    (tmp_path / "asked.txt").write_text("horrible\nwonderful\n\nthe worst thing that I have ever seen\n")
+    done = paw("task=predict", f"adapter.path={adapter}", "predict.file=asked.txt", *ask, cwd=tmp_path)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(r["id"], r["output"]) for r in found] == [("1", "negative"), ("2", "positive"), ("4", "negative")]
+    for row in found:
+        p = model(**tokenizer(row["input"], return_tensors="pt")).logits.softmax(-1)[0].tolist()
+        assert list(row["scores"].values()) == pytest.approx(p, abs=1e-4)
+
+    three = [
+        {**json.loads(line), "choices": ["a", "b", "c"], "labels": ["n", "p", "x"]}
+        for line in (lexicon / "test.jsonl").read_text().splitlines()
+    ]
+    (tmp_path / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in three))
+    done = paw("task=evaluate", *ask, "models=[]", f"adapters=[{adapter}]", "dataset.path=three.jsonl", "target.path=" + words.encoder(),
+               cwd=tmp_path, ok=False)  # fmt: skip
+    assert done.returncode == 2
+    assert "2 classes (negative, positive), the data has 3" in done.stderr
+
+
+def test_values_are_found_by_regression(paw: Paw, tmp_path: Path) -> None:
+    folder = words.write(tmp_path / "values", values=True)
+    _, found = train(paw, tmp_path, *classify("adapter=lora", f"dataset.path={folder}", "train.max_steps=80", "evaluate.limit=300"))
+    blind, system = found["systems"]
+    assert (blind["pearson"], blind["accuracy"]) == (0.0, None)
+    assert system["spearman"] > 0.5
+    assert system["loss"] < 0.7 * blind["loss"]  # mean squared error against that of the mean
+
+
+def test_a_decoder_classifies(paw: Paw, tmp_path: Path) -> None:
+    """Is a fact's question about a colour? Its words are the model's own."""
+    for split in ("train", "test", "validation"):
+        rows = [json.loads(line) for line in (embedded("facts") / f"{split}.jsonl").read_text().splitlines()]
+        with open(tmp_path / f"{split}.jsonl", "w") as f:
+            for r in rows:
+                kind = {"labels": ["0", "1"], "choices": ["other", "colour"], "answer": str(int(" color " in r["question"]))}
+                f.write(json.dumps({"id": r["id"], "question": r["question"], **kind}) + "\n")
+    ask = ["model@source=tiny_llama", "adapter=tiny", "dataset=own", f"dataset.path={tmp_path}", "evaluate.mode=classify"]
+    _, found = train(paw, tmp_path, *ask, "dataset.val_split=validation", "train.max_steps=60", "train.val_every=30", "train.batch_size=16")
+    assert found["val_best"] < 0.5 * found["val_start"]
+    assert found["systems"][1]["accuracy"] > 0.95
