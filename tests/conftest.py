@@ -17,6 +17,7 @@ from paw.paths import embedded
 
 ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
+Launch = Callable[..., object]
 
 # A small real training: enough steps to reach the answers, no controls.
 QUICK = ["experiment=demo", "transfer.controls=[]"]
@@ -50,6 +51,16 @@ def paw(tmp_path: Path) -> Paw:
         return done
 
     return run
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """`launch("train.lr=1")`: the same task in this process, which has imported everything already, in an empty folder."""
+    from paw.config.compose import compose_config
+    from paw.tasks import dispatch
+
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: dispatch(compose_config(args), list(args))
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import pytest
 from conftest import Silent
 from paw.config.compose import compose_config
 from paw.config.schema import DatasetConfig
+from paw.data import tokens
 from paw.data.encode import encode
 from paw.data.example import Example
 from paw.data.kinds import kind_named
@@ -19,6 +20,7 @@ from paw.data.load import examples, sample, split_file
 from paw.errors import DataError
 from paw.models.load import load_tokenizer
 from paw.paths import embedded
+from paw.store import Input
 
 ROW = {"id": "a", "question": "Why?", "choices": ["yes", "no"], "labels": ["A", "B"], "answer": "B"}
 
@@ -216,3 +218,94 @@ def test_the_embedded_questions_share_no_entity_between_splits() -> None:
     assert {k: len(v) for k, v in entities.items()} == {"train": 32, "validation": 8, "test": 56}
     assert not entities["train"] & entities["test"]
     assert not entities["train"] & entities["validation"]
+
+
+# GLUE's tasks with rows as the hub has them: the prompt in the harness's words, and what an encoder reads.
+GLUE = {
+    "mrpc": ({"sentence1": "A b.", "sentence2": "C d.", "label": 1, "idx": 3}, ("A b.", "C d."), " yes"),
+    "qqp": ({"question1": "A?", "question2": "B?", "label": 0, "idx": 3}, ("A?", "B?"), " no"),
+    "sst2": ({"sentence": "fine film ", "label": 1, "idx": 3}, ("fine film",), " positive"),
+    "cola": ({"sentence": "Him goes.", "label": 0, "idx": 3}, ("Him goes.",), " no"),
+    "rte": ({"sentence1": "A b.", "sentence2": "C d.", "label": 0, "idx": 3}, ("A b.", "C d."), " True"),
+    "qnli": ({"question": "Who?", "sentence": "He did.", "label": 0, "idx": 3}, ("Who?", "He did."), " yes"),
+    "mnli": ({"premise": "A b.", "hypothesis": "C d.", "label": 1, "idx": 3}, ("A b.", "C d."), " Neither"),
+    "stsb": ({"sentence1": "A b.", "sentence2": "C d.", "label": 3.8, "idx": 3}, ("A b.", "C d."), None),
+}
+
+
+@pytest.mark.parametrize("task", GLUE)
+def test_glue_is_prompts_and_classes(task: str, tmp_path: Path) -> None:
+    row, texts, said = GLUE[task]
+    file = tmp_path / "validation.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    config = compose_config([f"dataset={task}", "task=train"]).dataset
+    classified = examples(file, config, "validation", "classify")[0]
+    assert classified.texts == texts
+    if said is None:
+        assert (classified.value, classified.continuations) == (3.8, ("value",))
+        return
+    asked = examples(file, config, "validation")[0]
+    assert asked.continuations[asked.gold] == said
+    assert all(text in str(asked.contexts[0]) for text in texts)
+    assert (classified.gold, len(classified.continuations)) == (row["label"], 3 if task == "mnli" else 2)
+    assert classified.continuations[classified.gold] == said.strip()
+
+
+def test_a_classifier_needs_the_same_classes_in_every_row(tmp_path: Path) -> None:
+    file = tmp_path / "test.jsonl"
+    rows = [{"question": "a", "choices": c, "labels": ["x", "y"], "answer": "x"} for c in (["one", "two"], ["three", "four"])]
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError, match="line 2: its classes three, four are not those of the first row, one, two"):
+        examples(file, DatasetConfig(name="own"), "test", "classify")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_conversations_end_as_the_template_ends_a_turn(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(embedded("tiny_llama"))
+    tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": ["<|assistant|>", "<|user|>", "<|system|>"]})
+    tokenizer.chat_template = TEMPLATE
+    file = tmp_path / "train.jsonl"
+    said = [("system", "short"), ("user", "color"), ("assistant", "red"), ("user", "food"), ("assistant", "rice")]
+    file.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in said]}) + "\n")
+    (example,) = examples(file, compose_config(["dataset=own_chat"]).dataset, "train")
+    (row,) = encode(tokenizer, [(example.contexts[0], example.continuations[0])], chat=False, close=True)
+    end = tokenizer.eos_token
+    assert tokenizer.decode(row.ids[row.start :]).replace(" ", "") == f"rice{end}"
+    before = tokenizer.decode(row.ids[: row.start]).replace(" ", "")
+    assert before.endswith("<|user|>food" + end + "<|assistant|>")
+    assert "<|system|>short" in before
+    assert "<|assistant|>red" in before
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        encode(tokenizer, [(example.contexts[0], example.continuations[0])], chat=False)
+
+
+def test_closed_answers_end_with_the_end_token() -> None:
+    tokenizer = load_tokenizer(embedded("tiny_llama"))
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    pair = ("question : what is the color of bovin ? answer :", " red")
+    open_, closed = (encode(tokenizer, [pair], chat=False, close=close)[0] for close in (False, True))
+    assert closed.ids == (*open_.ids, tokenizer.eos_token_id)
+    assert closed.start == open_.start
+
+
+def test_rows_come_back_as_they_were_encoded(tmp_path: Path, watch: Any) -> None:
+    config = compose_config(["dataset=facts"])
+    stage = tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=16)
+    inputs = {"data": Input(embedded("facts") / "train.jsonl", "d"), "tokenizer": Input(embedded("tiny_llama"), "t")}
+    result = tokens.tokens(stage, inputs, tmp_path, watch)
+    found = examples(embedded("facts") / "train.jsonl", config.dataset, "train")
+    plain = encode(load_tokenizer(embedded("tiny_llama")), [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], False)
+    rows = tokens.Rows(tmp_path)
+    short = [r for r in plain if len(r.ids) <= 16]
+    assert 0 < len(short) < len(plain)
+    assert [(rows[i].ids, rows[i].start) for i in range(len(rows))] == [(r.ids, r.start) for r in short]
+    assert result["left_out"] == {"more than train.max_length=16 tokens": len(plain) - len(short)}
+    assert "left out" in watch.said[0]
+    with pytest.raises(DataError, match=r"all 128 examples are longer than train.max_length=3"):
+        tokens.tokens(tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=3), inputs, tmp_path, watch)

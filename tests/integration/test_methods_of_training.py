@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import words
-from conftest import Paw
+from conftest import Launch
+from paw.errors import AdapterError
 from paw.models.load import Runtime, load_classifier, load_model
 from paw.paths import embedded
 
@@ -22,19 +23,19 @@ METHODS = ["tiny", "rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "pr
 VIRTUAL = ("prompt_tuning", "prefix_tuning", "p_tuning")
 
 
-def train(paw: Paw, cwd: Path, *args: str) -> tuple[Path, dict[str, Any]]:
+def train(launch: Launch, *args: str) -> tuple[Path, dict[str, Any]]:
     """The adapter's folder in the run, and what its training says of itself."""
-    paw("task=train", *args, cwd=cwd)
-    run = max((cwd / "outputs" / "runs").iterdir(), key=lambda p: p.stat().st_mtime)
+    launch("task=train", *args)
+    run = max(Path("outputs/runs").iterdir(), key=lambda p: p.stat().st_mtime)
     systems = json.loads((run / "results.json").read_text())["systems"]
-    stage = json.loads((cwd / systems[-1]["artifacts"]["train"] / "stage.json").read_text())
+    stage = json.loads((Path(systems[-1]["artifacts"]["train"]) / "stage.json").read_text())
     return run / "adapters" / "source", stage["result"] | {"systems": systems}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_on_answers(method: str, paw: Paw, tmp_path: Path) -> None:
-    steps = 120 if method in ("adalora", "dora") else 40
-    adapter, found = train(paw, tmp_path, f"adapter={method}", f"train.max_steps={steps}", "train.val_every=20", "evaluate.limit=60")
+def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
+    steps = 80 if method in ("adalora", "dora") else 40
+    adapter, found = train(launch, f"adapter={method}", f"train.max_steps={steps}", "train.val_every=20", "evaluate.limit=60")
     assert found["val_best"] < 0.97 * found["val_start"]
     assert found["packed"] == (method not in VIRTUAL and method != "lora_8bit")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "paw.json"} <= {
@@ -56,11 +57,11 @@ def test_on_answers(method: str, paw: Paw, tmp_path: Path) -> None:
         logprobs = logits[-len(ids) :].log_softmax(-1)
         assert sum(logprobs[i - 1, ids[i]].item() for i in range(len(context), len(ids))) == pytest.approx(expected, abs=2e-4)
 
-    done = paw("task=merge", f"adapter.path={adapter}", "name=merged", cwd=tmp_path, ok=method not in VIRTUAL)
     if method in VIRTUAL:
-        assert done.returncode == 2
-        assert "virtual tokens" in done.stderr
+        with pytest.raises(AdapterError, match="virtual tokens"):
+            launch("task=merge", f"adapter.path={adapter}")
         return
+    launch("task=merge", f"adapter.path={adapter}", "name=merged")
     merged = AutoModelForCausalLM.from_pretrained(str(next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"))
     result = json.loads(next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text())["result"]
     assert result["merged"] < 1e-3 * result["largest_logit"]
@@ -73,8 +74,8 @@ def test_on_answers(method: str, paw: Paw, tmp_path: Path) -> None:
         assert difference < 1e-3 * result["largest_logit"]
 
 
-def test_adalora_allots_its_ranks(paw: Paw, tmp_path: Path) -> None:
-    adapter, _ = train(paw, tmp_path, "adapter=adalora", "adapter.r=4", "adapter.init_r=8", "train.max_steps=60", "evaluate.limit=1")
+def test_adalora_allots_its_ranks(launch: Launch, tmp_path: Path) -> None:
+    adapter, _ = train(launch, "adapter=adalora", "adapter.r=4", "adapter.init_r=8", "train.max_steps=60", "evaluate.limit=1")
     shapes = {k: v.shape[0] for k, v in load_file(adapter / "adapter_model.safetensors").items() if "lora_A" in k}
     assert set(Counter(shapes.values())) != {8}
     assert len(set(shapes.values())) > 1  # more where it matters more
@@ -90,13 +91,13 @@ def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def classify(*args: str) -> list[str]:
     model = [f"source.path={words.encoder()}", "source.name=minilm"]
-    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", "train.batch_size=32", *model, *args]
+    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", "train.batch_size=16", "train.val_limit=100", *model, *args]
 
 
 @pytest.mark.parametrize("method", ["lora", *METHODS[1:]])
-def test_on_classes(method: str, paw: Paw, tmp_path: Path, lexicon: Path) -> None:
-    ask = classify(f"adapter={method}", f"dataset.path={lexicon}", "train.max_steps=60", "train.val_every=30", "evaluate.limit=200")
-    adapter, found = train(paw, tmp_path, *ask)
+def test_on_classes(method: str, launch: Launch, tmp_path: Path, lexicon: Path) -> None:
+    ask = classify(f"adapter={method}", f"dataset.path={lexicon}", "train.max_steps=60", "train.val_every=30", "evaluate.limit=150")
+    adapter, found = train(launch, *ask)
     blind, system = found["systems"]
     assert blind["system"] == "most frequent class"
     assert found["val_best"] < found["val_start"]
@@ -116,16 +117,19 @@ def test_on_classes(method: str, paw: Paw, tmp_path: Path, lexicon: Path) -> Non
         assert logits.tolist() == pytest.approx(record["loglikelihoods"], abs=1e-4)
 
 
-def test_a_classifier_merges_predicts_and_refuses_other_classes(paw: Paw, tmp_path: Path, lexicon: Path) -> None:
+def test_a_classifier_merges_predicts_and_refuses_other_classes(
+    launch: Launch, tmp_path: Path, lexicon: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ask = classify("adapter=lora", f"dataset.path={lexicon}", "train.max_steps=60", "evaluate.limit=100")
-    adapter, _ = train(paw, tmp_path, *ask)
-    paw("task=merge", f"adapter.path={adapter}", "name=merged", *ask, cwd=tmp_path)
+    adapter, _ = train(launch, *ask)
+    launch("task=merge", f"adapter.path={adapter}", "name=merged", *ask)
     merged = next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(str(merged)), AutoTokenizer.from_pretrained(str(merged))
     assert model.config.id2label == {0: "negative", 1: "positive"}
     (tmp_path / "asked.txt").write_text("horrible\nwonderful\n\nthe worst thing that I have ever seen\n")
-    done = paw("task=predict", f"adapter.path={adapter}", "predict.file=asked.txt", *ask, cwd=tmp_path)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    capsys.readouterr()
+    launch("task=predict", f"adapter.path={adapter}", "predict.file=asked.txt", *ask)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["id"], r["output"]) for r in found] == [("1", "negative"), ("2", "positive"), ("4", "negative")]
     for row in found:
         p = model(**tokenizer(row["input"], return_tensors="pt")).logits.softmax(-1)[0].tolist()
@@ -136,22 +140,20 @@ def test_a_classifier_merges_predicts_and_refuses_other_classes(paw: Paw, tmp_pa
         for line in (lexicon / "test.jsonl").read_text().splitlines()
     ]
     (tmp_path / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in three))
-    done = paw("task=evaluate", *ask, "models=[]", f"adapters=[{adapter}]", "dataset.path=three.jsonl", "target.path=" + words.encoder(),
-               cwd=tmp_path, ok=False)  # fmt: skip
-    assert done.returncode == 2
-    assert "2 classes (negative, positive), the data has 3" in done.stderr
+    with pytest.raises(AdapterError, match=r"2 classes \(negative, positive\), the data has 3"):
+        launch("task=evaluate", *ask, f"adapters=[{adapter}]", "dataset.path=three.jsonl", "target.path=" + words.encoder())
 
 
-def test_values_are_found_by_regression(paw: Paw, tmp_path: Path) -> None:
+def test_values_are_found_by_regression(launch: Launch, tmp_path: Path) -> None:
     folder = words.write(tmp_path / "values", values=True)
-    _, found = train(paw, tmp_path, *classify("adapter=lora", f"dataset.path={folder}", "train.max_steps=80", "evaluate.limit=300"))
+    _, found = train(launch, *classify("adapter=lora", f"dataset.path={folder}", "train.max_steps=80", "evaluate.limit=300"))
     blind, system = found["systems"]
     assert (blind["pearson"], blind["accuracy"]) == (0.0, None)
     assert system["spearman"] > 0.5
     assert system["loss"] < 0.7 * blind["loss"]  # mean squared error against that of the mean
 
 
-def test_a_decoder_classifies(paw: Paw, tmp_path: Path) -> None:
+def test_a_decoder_classifies(launch: Launch, tmp_path: Path) -> None:
     """Is a fact's question about a colour? Its words are the model's own."""
     for split in ("train", "test", "validation"):
         rows = [json.loads(line) for line in (embedded("facts") / f"{split}.jsonl").read_text().splitlines()]
@@ -160,6 +162,6 @@ def test_a_decoder_classifies(paw: Paw, tmp_path: Path) -> None:
                 kind = {"labels": ["0", "1"], "choices": ["other", "colour"], "answer": str(int(" color " in r["question"]))}
                 f.write(json.dumps({"id": r["id"], "question": r["question"], **kind}) + "\n")
     ask = ["model@source=tiny_llama", "adapter=tiny", "dataset=own", f"dataset.path={tmp_path}", "evaluate.mode=classify"]
-    _, found = train(paw, tmp_path, *ask, "dataset.val_split=validation", "train.max_steps=60", "train.val_every=30", "train.batch_size=16")
+    _, found = train(launch, *ask, "dataset.val_split=validation", "train.max_steps=60", "train.val_every=30", "train.batch_size=16")
     assert found["val_best"] < 0.5 * found["val_start"]
     assert found["systems"][1]["accuracy"] > 0.95
