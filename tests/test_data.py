@@ -305,7 +305,7 @@ def test_rows_come_back_as_they_were_encoded(tmp_path: Path, watch: Any) -> None
     short = [r for r in plain if len(r.ids) <= 16]
     assert 0 < len(short) < len(plain)
     assert [(rows[i].ids, rows[i].start) for i in range(len(rows))] == [(r.ids, r.start) for r in short]
-    assert result["left_out"] == {"more than train.max_length=16 tokens": len(plain) - len(short)}
+    assert result["left_out"] == {"more than 16 tokens": len(plain) - len(short)}
     assert "left out" in watch.said[0]
-    with pytest.raises(DataError, match=r"all 128 examples are longer than train.max_length=3"):
+    with pytest.raises(DataError, match=r"all 128 examples are longer than 3 tokens"):
         tokens.tokens(tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=3), inputs, tmp_path, watch)

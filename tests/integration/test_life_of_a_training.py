@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, Paw
 from paw.models.adapters import WEIGHTS
+from paw.paths import embedded
 
 pytestmark = pytest.mark.slow
 SHORT = [
     "task=train",
     "experiment=demo",
-    "train.max_steps=120",
+    "train.max_steps=100",
     "train.batch_size=8",
     "train.save_every=5",
     "adapter.dropout=0.2",
@@ -96,7 +99,7 @@ def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) 
     assert "holds no unfinished training" in done.stderr
     again = paw(*SHORT, "train.resume=never", cwd=tmp_path)
     assert "goes on" not in again.stdout
-    assert len(losses(tmp_path)) == 120
+    assert len(losses(tmp_path)) == 100
 
 
 def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
@@ -134,15 +137,20 @@ def test_it_stops_when_nothing_gets_better_and_keeps_the_best(paw: Paw, tmp_path
 
 
 def test_a_loss_that_is_not_finite_names_its_step(paw: Paw, tmp_path: Path) -> None:
-    done = paw(*SHORT, "train.lr=10", "train.grad_clip=0", "train.warmup_ratio=0", "adapter.alpha=60000", cwd=tmp_path, ok=False)
+    broken = tmp_path / "broken"
+    shutil.copytree(embedded("tiny_llama"), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("inf")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    done = paw(*SHORT, f"source.path={broken}", cwd=tmp_path, ok=False)
     assert done.returncode == 2
-    assert "the loss is not finite at step" in done.stderr
-    assert "Lower train.lr" in done.stderr
+    assert "the loss is not finite at step 1. Lower train.lr" in done.stderr
+    assert not list((tmp_path / "outputs" / "artifacts" / "train").glob("*/stage.json"))
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_path: Path) -> None:
-    """The address space is limited for real, to 500 MiB more than what is loaded: one micro-batch of long rows takes more."""
-    rows = [{"question": " ".join(["the color of bovin is"] * 60), "answer": "red and blue"} for _ in range(64)]
+    """The address space is limited for real, to 250 MiB more than what is loaded: one micro-batch of long rows takes more."""
+    rows = [{"question": " ".join(["the color of bovin is"] * 25), "answer": "red and blue"} for _ in range(64)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps({"id": i, **r}) + "\n" for i, r in enumerate(rows)))
     ask = ["task=train", "model@source=tiny_llama", "adapter=tiny", "dataset=own_text", f"dataset.path={tmp_path / 'long.jsonl'}",
            'dataset.train_split="train[:90%]"', 'dataset.eval_split="train[90%:]"', "train.max_steps=2", "train.batch_size=48",
@@ -154,7 +162,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
     code = (
         "import resource, sys, psutil; import paw.training.fit as fit; whole = fit._run\n"
         "def tight(*args):\n"
-        "    room = psutil.Process().memory_info().vms + 500 * 2**20\n"
+        "    room = psutil.Process().memory_info().vms + 250 * 2**20\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))\n"
         "    whole(*args)\n"
         "fit._run = tight; from paw.run import entry; entry()"

@@ -91,7 +91,8 @@ def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def classify(*args: str) -> list[str]:
     model = [f"source.path={words.encoder()}", "source.name=minilm"]
-    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", "train.batch_size=16", "train.val_limit=100", *model, *args]
+    train = ["train.batch_size=16", "train.val_limit=100"]
+    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", *train, *model, *args]
 
 
 @pytest.mark.parametrize("method", ["lora", *METHODS[1:]])

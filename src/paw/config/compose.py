@@ -60,7 +60,7 @@ def typed(config: DictConfig) -> PawConfig:
         transfer_named(name, result.transfer)
     if result.models and result.task != "evaluate":
         raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
-    if result.adapter.path and result.task in ("evaluate", "train"):
+    if result.adapter.path and result.task in ("evaluate", "train", "prefer"):
         raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
     if result.evaluate.mode == "letter" and result.dataset.kind in ("text", "chat"):
         raise ConfigError(f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate.")

@@ -10,10 +10,12 @@ paw - can a LoRA adapter trained on one language model be moved to another, and 
   python -m paw.run                                 the demo: six stages on the embedded pair, no download
   python -m paw.run GROUP=CHOICE ... KEY=VALUE ...  one run, for example
       model@source=llama3_8b model@target=qwen25_7b hardware=a800x4 train.lr=3e-5
+  python -m paw.run task=train adapter=dora dataset=gsm8k model@source=smollm2_135m
+  python -m paw.run task=validate ...               check a composition without running it
   python -m paw.run task=evaluate 'models=[smollm2_135m]' dataset=arc_easy evaluate.sample_ratio=0.05
   python -m paw.run -m model@source=a,b KEY=1,2     a sweep
   python -m paw.run ... --cfg job --resolve         show the composed configuration, run nothing
-  python -m paw.run ... 'force=[train]'             run a stage again (evaluate, train, transfer, all)
+  python -m paw.run ... 'force=[train]'             run a stage again (train, evaluate, transfer, all, ...)
   python -m paw.run --hydra-help                    Hydra's own options
 
 Choices:

@@ -50,10 +50,10 @@ def tokens(config: EncodeStage, inputs: Mapping[str, Input], out: Path, watch: W
     kept = [(row, _label(e)) for row, e in zip(rows, found, strict=True) if len(row.ids) <= config.max_length]
     if not kept:
         raise DataError(
-            f"{inputs['data'].path}: all {len(rows)} examples are longer than train.max_length={config.max_length} tokens. Raise it."
+            f"{inputs['data'].path}: all {len(rows)} examples are longer than {config.max_length} tokens, the most that train.max_length and the model allow. Raise it, or shorten them."
         )
     if len(kept) < len(rows):
-        left_out[f"more than train.max_length={config.max_length} tokens"] = len(rows) - len(kept)
+        left_out[f"more than {config.max_length} tokens"] = len(rows) - len(kept)
     if left_out:
         watch.say(f"{config.dataset.name}, {config.split}: left out {listed(left_out)}")
     lengths = np.array([len(row.ids) for row, _ in kept])

@@ -80,12 +80,27 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def _json(file: Path) -> dict[str, Any]:
+    """Of a model's small files, without importing anything that could read them better."""
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+    except (OSError, ValueError):
+        raise ModelError(f"{file}: cannot be read as JSON.") from None
+
+
+def room(folder: Path) -> int | None:
+    """The most tokens that a model and its tokenizer name; None where they name none."""
+    config, names = _json(folder / "config.json"), folder / "tokenizer_config.json"
+    positions = (config.get("text_config") or config).get("max_position_embeddings")
+    length = _json(names).get("model_max_length") if names.is_file() else None
+    known = [int(n) for n in (positions, length) if n is not None and n < 10**9]
+    return min(known) if known else None
+
+
 def is_encoder(folder: Path) -> bool:
     """Whether a model reads both ways (BERT and its like): it classifies, and writes nothing."""
-    try:
-        kinds = json.loads((folder / "config.json").read_text()).get("architectures") or []
-    except (OSError, ValueError):
-        raise ModelError(f"{folder / 'config.json'}: cannot be read as JSON.") from None
+    kinds = _json(folder / "config.json").get("architectures") or []
     return any(k.endswith("ForMaskedLM") or k.startswith(ENCODERS) for k in kinds)
 
 

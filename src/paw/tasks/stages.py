@@ -18,7 +18,7 @@ from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
 from paw.models import merge as merging
 from paw.models.adapters import check_base, read_config
-from paw.models.load import is_encoder, resolve_runtime
+from paw.models.load import is_encoder, resolve_runtime, room
 from paw.models.locate import locate
 from paw.models.tensors import linear_shapes
 from paw.report.results import System
@@ -207,9 +207,11 @@ class Stages:
         """A split as tokens of a base."""
         c, dataset = self.config, self.config.dataset
         form = c.evaluate.form(dataset.kind)
+        virtual = getattr(c.adapter, "virtual_tokens", 0)  # they take places of their own
+        longest = min(c.train.max_length, (room(base.input.path) or 10**9) - virtual)
         config = tokens.EncodeStage(
             dataset, split, form, form == "classify" and is_encoder(base.input.path), dataset.kind in ("text", "chat"),
-            c.train.max_length, limit, base.config.trust_remote_code,
+            longest, limit, base.config.trust_remote_code,
         )  # fmt: skip
         inputs = {"data": self.data(split), "tokenizer": self.store.tokenizer(base.input.path)}
         done = self._run(tokens.STAGE, config, inputs, f"encode {split} for {base.name}")

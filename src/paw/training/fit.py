@@ -97,7 +97,7 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
             model = _adapted(plan, rows, device, stack)
             objective = _objective(plan, model, rows, device)
             if plan.train.compile:
-                model = torch.compile(model, dynamic=True)
+                model.compile(dynamic=True)
             module = Training(model, method_named(plan.adapter.method), objective, plan.train, plan.steps, share, plan.folder, watch)
             size = min(plan.train.batch_size * share.world, len(rows))
             train_data = loader(Steps(rows, objective, size, plan.train.seed, share, plan.done))

@@ -186,7 +186,8 @@ class Training(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad])
+        # scaled gradients (float16) are clipped outside the optimizer, which a fused one does not allow
+        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad], fused=self.trainer.precision != "16-mixed")
         warmup = round(c.warmup_ratio * self.steps)
 
         def factor(step: int) -> float:
@@ -199,9 +200,9 @@ class Training(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _optimizer(c: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(c: TrainConfig, parameters: list[torch.nn.Parameter], fused: bool) -> torch.optim.Optimizer:
     if c.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
     need("bitsandbytes", "quantise", f"train.optimizer={c.optimizer}")
     optim: Any = import_module("bitsandbytes.optim")
     kind = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[c.optimizer]
