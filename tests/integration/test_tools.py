@@ -74,7 +74,7 @@ def test_predict_goes_on_where_it_was_killed(adapter: Path, launch: Launch, tmp_
         (["predict.text=a", "predict.file=b"], "predict.text=TEXT, or predict.file"),
         (["predict.file=nowhere.txt"], "is no file"),
         (["predict.text=a", "evaluate.mode=classify"], "a base has no head"),
-        (["predict.text=a", "dataset.prompt={passage}"], "no field 'passage'"),
+        (["predict.text=a", 'dataset.prompt="{passage}"'], "no field 'passage'"),
     ],
 )
 def test_predict_says_what_is_wrong(more: list[str], said: str, launch: Launch) -> None:

@@ -46,7 +46,7 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     Writes a PEFT folder with its base's fingerprint, and the curve of loss and of how often the better answer is preferred.
     """
     import torch
-    from datasets import Dataset
+    from datasets import Dataset, disable_progress_bars
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -67,6 +67,8 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     torch.manual_seed(c.seed)
     base = load_model(model.path, config.runtime, config.trust_remote_code)
     tokenizer = load_tokenizer(model.path, config.trust_remote_code)
+    if tokenizer.eos_token is None:  # TRL ends every answer with it
+        tokenizer.eos_token = tokenizer.pad_token
     peft_config = method_named(config.adapter.method).config(config.adapter, Setting(base, model.path.name, "CAUSAL_LM", steps, (), ()))
     args = DPOConfig(
         output_dir=str(out / "trl"), max_steps=steps, per_device_train_batch_size=micro,
@@ -77,6 +79,7 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
         use_cpu=config.runtime.device == "cpu", gradient_checkpointing=c.gradient_checkpointing, logging_steps=1, report_to=[],
         save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
+    disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with warnings.catch_warnings(), redirect_stdout(StringIO()):  # its own log lines; ours has them in the curve
