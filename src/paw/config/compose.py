@@ -70,6 +70,10 @@ def typed(config: DictConfig) -> PawConfig:
                               "Use evaluate.mode=likelihood, where classes are words.")  # fmt: skip
         if result.dataset.kind in ("text", "chat") or result.evaluate.num_fewshot:
             raise ConfigError("evaluate.mode=classify: needs a data set with labels (kind question or glue), and takes no shots.")
+    factors = result.adapter.method == "lora" and not getattr(result.adapter, "dora", False)
+    if result.task in ("pipeline", "transfer") and not result.adapter.path and not factors:
+        raise ConfigError(f"task={result.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not what this adapter trains. "
+                          "Train it with task=train.")  # fmt: skip
     if result.task == "prefer" and result.adapter.quantise != "none":
         raise ConfigError("task=prefer: adapter.quantise is not supported here. Use adapter=lora.")
     if result.train.gradient_checkpointing and result.adapter.method == "prefix_tuning":

@@ -131,6 +131,8 @@ class TrainConfig:
             within("train.accumulate", self.accumulate, 1, 10**6)
         if self.val_every is not None:
             within("train.val_every", self.val_every, 1, 10**9)
+            if self.epochs is None and self.val_every > self.max_steps:
+                raise ConfigError(f"train.val_every={self.val_every}: there are {self.max_steps} steps, so nothing would be validated.")
         if self.patience is not None:
             within("train.patience", self.patience, 1, 10**6)
             if self.val_every is None:

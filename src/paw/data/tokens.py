@@ -49,9 +49,8 @@ def tokens(config: EncodeStage, inputs: Mapping[str, Input], out: Path, watch: W
     rows = _encoded(found, config, load_tokenizer(inputs["tokenizer"].path, config.trust_remote_code))
     kept = [(row, _label(e)) for row, e in zip(rows, found, strict=True) if len(row.ids) <= config.max_length]
     if not kept:
-        raise DataError(
-            f"{inputs['data'].path}: all {len(rows)} examples are longer than {config.max_length} tokens, the most that train.max_length and the model allow. Raise it, or shorten them."
-        )
+        raise DataError(f"{inputs['data'].path}: all {len(rows)} examples are longer than {config.max_length} tokens, the most that "
+                        "train.max_length and the model allow. Raise it, or shorten them.")  # fmt: skip
     if len(kept) < len(rows):
         left_out[f"more than {config.max_length} tokens"] = len(rows) - len(kept)
     if left_out:

@@ -93,9 +93,7 @@ def merge(config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     if quantise != "none":
         result["dequantised"] = float((after - quantised).abs().max())
     precision = config.merge.precision
-    dtype = str(merged.config.dtype).removeprefix("torch.") if precision == "auto" else precision
-    if precision == "auto":
-        dtype = _own_dtype(base.path)
+    dtype = _own_dtype(base.path) if precision == "auto" else precision
     merged = merged.to(getattr(torch, dtype))
     merged.config.dtype = getattr(torch, dtype)
     result |= {"precision": dtype, "rounded": float((_logits(merged, ids) - after).abs().max())}
@@ -137,6 +135,6 @@ def _own_dtype(folder: Path) -> str:
 
 
 def _copy_tokenizer(base: Path, out: Path) -> None:
-    for name in (*TOKENIZER, "tokenizer.model", "vocab.txt", "vocab.json", "merges.txt", "generation_config.json"):
+    for name in (*TOKENIZER, "generation_config.json"):
         if (base / name).is_file() and not (out / name).exists():
             shutil.copyfile(base / name, out / name)

@@ -26,7 +26,8 @@ from paw.store.fingerprint import content, digest, plain
 from paw.store.meter import Meter
 from paw.store.write import sync, write_text
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+             "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
 MANIFEST, BEGUN = "stage.json", "begun.json"
 
 

@@ -6,14 +6,15 @@ from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.report.results import System, judge
 from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages, numbered
+from paw.tasks.stages import Stages, check_adapter, numbered
 
 
 def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
     console = Console()
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
-    stages.check_mode(source, target)
+    for model in (source, target):
+        check_adapter(config, model.input.path)
     stages.find(train=True, evaluate=True, transfer=True)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
     if given is not None:

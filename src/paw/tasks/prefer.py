@@ -5,7 +5,7 @@ from __future__ import annotations
 from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.tasks.run_folder import Run
-from paw.tasks.stages import Adapter, Stages
+from paw.tasks.stages import Adapter, Stages, check_adapter
 from paw.training import prefer
 
 
@@ -14,7 +14,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     base = stages.base(config.source)
-    stages.check_mode(base)
+    check_adapter(config, base.input.path)
     stages.find(train=True)
 
     with Run(config, overrides, run_dir, stages, f"prefer_{base.name}") as run:

@@ -13,16 +13,16 @@ from paw.config.schema import DRAWN, ModelConfig, PawConfig, PlaceboConfig, Tran
 from paw.console import Console
 from paw.data import tokens
 from paw.data.load import split_file
-from paw.errors import AdapterError, ConfigError, DataError, need
+from paw.errors import AdapterError, ConfigError, DataError, nearest, need
 from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
 from paw.models import merge as merging
 from paw.models.adapters import check_base, read_config
-from paw.models.load import is_encoder, resolve_runtime, room
+from paw.models.load import Runtime, is_encoder, resolve_runtime, room
 from paw.models.locate import locate
 from paw.models.tensors import linear_shapes
 from paw.report.results import System
-from paw.store import Artifact, Input, Stage, Store
+from paw.store import BEGUN, Artifact, Input, Stage, Store
 from paw.training import prefer as preferring
 from paw.training import stage as training
 from paw.transfer import calibrate as calibrating
@@ -83,8 +83,10 @@ class Stages:
         """Finds (or fetches) what the stages of a task will read, so that a missing file stops it before any of them."""
         splits = [self.config.dataset.train_split] * train + [self.eval_split] * evaluate
         files = [self.data(split).path for split in splits]
-        if train and self.config.train.val_every is not None:
-            self.data(self.val_split)
+        if train:
+            _check_training(self.config, self.runtime)
+            if self.config.train.val_every is not None:
+                self.data(self.val_split)
         if evaluate and self.config.evaluate.num_fewshot:
             self.data(self.fewshot_split)
         if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
@@ -224,10 +226,8 @@ class Stages:
         Raises:
             ConfigError: where a model cannot be used as evaluate.mode says.
         """
-        mode = self.config.evaluate.mode
         for base in bases:
-            if is_encoder(base.input.path) and mode != "classify":
-                raise ConfigError(f"evaluate.mode={mode}: {base.name} is an encoder, which completes nothing. Set evaluate.mode=classify.")
+            check_mode(self.config, base.input.path)
 
     def methods(self) -> list[TransferConfig]:
         """The configured method first, then what stands beside it; of a placebo that is drawn by chance, every draw."""
@@ -378,6 +378,46 @@ class Stages:
         self.console.close()
         log.info("      %-9s %s  (%.1f s%s)", "reused" if done.reused else "computed", text, done.cost["seconds"] or 0,
                  " when it ran" if done.reused else "")  # fmt: skip
+
+
+def check_mode(config: PawConfig, folder: Path) -> None:
+    mode = config.evaluate.mode
+    if is_encoder(folder) and mode != "classify":
+        raise ConfigError(f"evaluate.mode={mode}: {folder.name} is an encoder, which completes nothing. Set evaluate.mode=classify.")
+
+
+def check_adapter(config: PawConfig, folder: Path) -> str:
+    """What will be trained of a model, in words.
+
+    Raises:
+        PawError: for modules that the model has not, packages that are missing, an encoder that should write.
+    """
+    c = config.adapter
+    if c.quantise != "none":
+        need("bitsandbytes", "quantise", f"adapter.quantise={c.quantise}")
+    check_mode(config, folder)
+    wanted = [name for name in getattr(c, "target_modules", None) or [] if name != "all-linear"]
+    names = [name for name in linear_shapes(folder) if "embed" not in name]
+    for name in wanted:
+        if not any(module == name or module.endswith(f".{name}") for module in names):
+            raise AdapterError(f"adapter.target_modules: {folder.name} has no module {name!r}."
+                               + nearest(name, {module.rsplit(".", 1)[-1] for module in names}))  # fmt: skip
+    return f"{c.method} on {', '.join(wanted) or 'its own choice of modules'}"
+
+
+def _check_training(config: PawConfig, runtime: Runtime) -> None:
+    """What can be known of a training before its model loads."""
+    t = config.train
+    if t.resume not in ("auto", "never") and not (Path(t.resume).expanduser() / BEGUN).is_file():
+        raise ConfigError(f"train.resume: {t.resume} holds no unfinished training. Leave it out: an unfinished one is found by itself.")
+    if t.optimizer != "adamw":
+        need("bitsandbytes", "quantise", f"train.optimizer={t.optimizer}")
+    if t.liger:
+        need("liger_kernel", "liger", "train.liger")
+        if runtime.device != "cuda":
+            raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
+    if runtime.strategy == "deepspeed":
+        need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -6,14 +6,14 @@ from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.report.results import System, beside
 from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages
+from paw.tasks.stages import Stages, check_adapter
 
 
 def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
     console = Console()
     stages = Stages(config, console)
     base = stages.base(config.source)
-    stages.check_mode(base)
+    check_adapter(config, base.input.path)
     stages.find(train=True, evaluate=True)
 
     with Run(config, overrides, run_dir, stages, f"train_{base.name}") as run:

@@ -12,10 +12,10 @@ from paw.config.compose import compose_config, groups, model_named
 from paw.config.schema import DatasetConfig, ModelConfig, PawConfig
 from paw.console import Console
 from paw.data.load import examples, split_file
-from paw.errors import AdapterError, ConfigError, PawError, nearest, need
-from paw.models.load import is_encoder, resolve_runtime
+from paw.errors import ConfigError, PawError, need
+from paw.models.load import resolve_runtime
 from paw.models.locate import at_hand, locate, on_hub
-from paw.models.tensors import linear_shapes
+from paw.tasks.stages import check_adapter
 from paw.text import markdown_table
 from paw.training.stage import MICRO
 
@@ -69,7 +69,7 @@ def _one(config: PawConfig, console: Console) -> Iterator[Row]:
     for name, split in splits.items():
         yield _check(f"dataset, {name} split", lambda split=split: _rows(config, split, console))  # type: ignore[misc]
     for side, folder in folders.items():
-        yield _check(f"adapter on {side}", lambda folder=folder: _adapter(config, folder))  # type: ignore[misc]
+        yield _check(f"adapter on {side}", lambda folder=folder: check_adapter(config, folder))  # type: ignore[misc]
         yield _check(f"memory for {side}", lambda folder=folder: _memory(config, folder))  # type: ignore[misc]
     yield _check("outputs", lambda: _writable(config.paths.outputs))
 
@@ -85,21 +85,6 @@ def _rows(config: PawConfig, split: str, console: Console) -> str:
     file = split_file(config.dataset, split, config.paths.data_dir, console)
     found = examples(file, config.dataset, split, config.evaluate.form(config.dataset.kind))
     return f"{len(found)} examples in {file}"
-
-
-def _adapter(config: PawConfig, folder: Path) -> str:
-    """Whether the adapter's modules are in the model, and what it needs is installed."""
-    c = config.adapter
-    if c.quantise != "none":
-        need("bitsandbytes", "quantise", f"adapter.quantise={c.quantise}")
-    if is_encoder(folder) and config.evaluate.mode != "classify":
-        raise ConfigError(f"evaluate.mode={config.evaluate.mode}: {folder.name} is an encoder. Set evaluate.mode=classify.")
-    wanted = [name for name in getattr(c, "target_modules", None) or [] if name != "all-linear"]
-    have = {name.rsplit(".", 1)[-1] for name in linear_shapes(folder)}
-    for name in wanted:
-        if name.rsplit(".", 1)[-1] not in have:
-            raise AdapterError(f"adapter.target_modules: {folder.name} has no module {name!r}." + nearest(name, have))
-    return f"{c.method} on {', '.join(wanted) or 'its own choice of modules'}"
 
 
 def _memory(config: PawConfig, folder: Path) -> str:
@@ -150,7 +135,7 @@ def _everything(config: PawConfig) -> Iterator[Row]:
         if group == "model@target":
             continue
         for choice in choices:
-            extra = ["task=train"] if group == "dataset" else []  # a data set for classification has no pipeline
+            extra = ["task=train"] if group in ("dataset", "adapter") else []  # not all of them have a pipeline
             yield _check(f"{group}={choice}", lambda asked=[f"{group}={choice}", *extra]: _composes(asked))  # type: ignore[misc]
     for name in groups()["model@source"]:
         place = at_hand(model_named(name), config.paths.models_dir)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from paw.config.adapters import AdapterConfig
 from paw.config.schema import TrainConfig
 from paw.data.tokens import Rows
-from paw.errors import ConfigError, PawError, StageError, need
+from paw.errors import ConfigError, PawError, StageError
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer, out_of_memory, tells_pairs
 from paw.store import Watch
 from paw.training.adapters import Setting, method_named
@@ -144,7 +144,7 @@ def _adapted(plan: Plan, rows: Rows, device: str, stack: ExitStack) -> Any:
     else:
         base = load_model(plan.model, runtime, plan.trust_remote_code, quantise)
     if plan.train.liger:
-        _liger(base, plan.runtime)
+        _liger(base)
     text = [token for i in range(min(len(rows), 64)) for token in rows[i].ids][:TEXT]
     setting = Setting(base, plan.model.name, "SEQ_CLS" if plan.classify else "CAUSAL_LM", plan.steps, head, text)
     method = method_named(plan.adapter.method)
@@ -240,7 +240,6 @@ def _strategy(plan: Plan, model: Any) -> Any:
         whole = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
         layers = {type(m) for m in model.modules() if type(m).__name__ in whole}
         return strategies.FSDPStrategy(auto_wrap_policy=layers, state_dict_type="full")
-    need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
     return strategies.DeepSpeedStrategy(config=str(Path(__file__).with_name("zero2.json")))
 
 
@@ -254,10 +253,7 @@ def _run(trainer: Any, module: Training, train_data: Any, val_data: Any, plan: P
             raise KeyboardInterrupt from None
 
 
-def _liger(model: Any, runtime: Runtime) -> None:
-    need("liger_kernel", "liger", "train.liger")
-    if runtime.device != "cuda":
-        raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
+def _liger(model: Any) -> None:
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=model)

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 
 from paw.config.schema import TrainConfig
-from paw.errors import StageError, need
+from paw.errors import StageError
 from paw.models.adapters import settle
 from paw.store import Watch, write_text
 from paw.training.adapters import Method
@@ -88,6 +88,7 @@ class Training(pl.LightningModule):
         still = [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and not m.training]
         if still:
             raise StageError(f"train: the dropout of {still[0]} would not act. This is a bug of paw: please report it.")
+        self._stop_if_stale()  # a training may have been killed at the very validation that ended it
         self._began = time.perf_counter()
 
     def training_step(self, batch: Micro, index: int) -> torch.Tensor:
@@ -132,9 +133,12 @@ class Training(pl.LightningModule):
             self.write_adapter(self.folder / BEST)
         if step:
             self.save()
+        self._stop_if_stale()
+        self._began = time.perf_counter()  # a step's seconds are its own
+
+    def _stop_if_stale(self) -> None:
         if self.config.patience is not None and self.history.stale() >= self.config.patience:
             self.trainer.should_stop = True
-        self._began = time.perf_counter()  # a step's seconds are its own
 
     # ---- what is kept
 
@@ -203,7 +207,6 @@ class Training(pl.LightningModule):
 def _optimizer(c: TrainConfig, parameters: list[torch.nn.Parameter], fused: bool) -> torch.optim.Optimizer:
     if c.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
-    need("bitsandbytes", "quantise", f"train.optimizer={c.optimizer}")
     optim: Any = import_module("bitsandbytes.optim")
     kind = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[c.optimizer]
     found: torch.optim.Optimizer = kind(parameters, lr=c.lr, weight_decay=c.weight_decay)

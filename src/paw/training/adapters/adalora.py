@@ -31,6 +31,10 @@ def config(c: AdaLoraConfig, setting: Setting) -> Any:
 
 
 def after_step(model: Any, step: int) -> None:
+    device = next(model.parameters()).device
+    for name in AVERAGES:  # read from a checkpoint they are where that was read, and the model moved on
+        averages = getattr(model.base_model.rankallocator, name)
+        averages.update({k: v.to(device) for k, v in averages.items() if v.device != device})
     model.base_model.update_and_allocate(step)
 
 
