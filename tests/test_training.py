@@ -143,10 +143,10 @@ def test_an_epoch_sees_every_example_once_in_an_order_of_its_own(bucketed: bool)
 
 
 def test_every_method_has_a_learning_rate_of_its_own_and_of_its_task() -> None:
-    assert compose_config(["adapter=ia3"]).train.lr == 5e-3
+    assert compose_config(["adapter=ia3", "task=train"]).train.lr == 5e-3
     assert compose_config(["adapter=lora", "model@source=smollm2_135m"]).train.lr == 2e-4
     assert compose_config(["adapter=lora", "model@source=bert_base", "task=train", "evaluate.mode=classify"]).train.lr == 4e-4
-    assert compose_config(["adapter=ia3", "train.lr=1"]).train.lr == 1
+    assert compose_config(["adapter=ia3", "task=train", "train.lr=1"]).train.lr == 1
     assert compose_config(["experiment=server"]).train.lr == 1.5e-5
     small, large = (compose_config([f"adapter={x}_data"]).adapter for x in ("small", "large"))
     assert (small.r, small.alpha, large.r, large.alpha) == (8, 16, 32, 64)  # type: ignore[attr-defined]

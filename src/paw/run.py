@@ -26,7 +26,7 @@ def entry() -> None:
     except PawError as e:
         fail(e)
     except KeyboardInterrupt:
-        print("paw: interrupted; finished stages are kept, the unfinished one is not", file=sys.stderr)
+        print("paw: interrupted; finished stages are kept, and an unfinished training goes on from its last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None
 
 

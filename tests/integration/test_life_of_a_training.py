@@ -49,13 +49,13 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("method", ["tiny", "adalora"])
 def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, tmp_path: Path) -> None:
-    """Ten kills for LoRA; AdaLoRA, which remembers more, gets three."""
+    """Ten kills for LoRA; AdaLoRA, which remembers more, gets two."""
     ask = [*SHORT, f"adapter={method}", "train.val_every=10", "hardware.threads=1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
     paw(*ask, cwd=whole)
-    draw, kills, resumed, wanted = random.Random(5), 0, 0, 10 if method == "tiny" else 3
+    draw, kills, resumed, wanted = random.Random(5), 0, 0, 10 if method == "tiny" else 2
     while kills < wanted:
         process = subprocess.Popen(
             [sys.executable, "-m", "paw.run", *ask], cwd=broken, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -75,7 +75,7 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, 
         kills += 1
         resumed += "goes on after step" in said
     done = paw(*ask, cwd=broken)
-    assert kills >= (8 if method == "tiny" else 2)
+    assert kills >= (8 if method == "tiny" else 1)
     assert resumed >= kills - 2
     assert "goes on after step" in done.stdout
     assert (trained(broken) / WEIGHTS).read_bytes() == (trained(whole) / WEIGHTS).read_bytes()

@@ -328,14 +328,6 @@ def test_trackers_get_the_curve(tmp_path: Path, paw: Paw) -> None:
     assert any(p.is_file() for p in (newest(tmp_path) / "swanlog").rglob("*"))
 
 
-def test_two_cpu_processes_train_data_parallel(tmp_path: Path, paw: Paw) -> None:
-    """The strategy of the four-GPU profile, for real on gloo: two ranks, one adapter."""
-    args = ["task=train", "experiment=demo", "train.max_steps=30", "hardware.device=cpu"]
-    paw(*args, "hardware.devices=2")
-    two = results(newest(tmp_path))["source + own adapter"]
-    assert two["loss"] < results(newest(tmp_path))["source base"]["loss"] / 2
-
-
 def test_composed_configuration_is_shown_without_running(tmp_path: Path, paw: Paw) -> None:
     done = paw("model@source=llama3_8b", "--cfg", "job", "--resolve")
     assert "meta-llama/Meta-Llama-3-8B-Instruct" in done.stdout

@@ -74,8 +74,8 @@ def typed(config: DictConfig) -> PawConfig:
     if result.task in ("pipeline", "transfer") and not result.adapter.path and not factors:
         raise ConfigError(f"task={result.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not what this adapter trains. "
                           "Train it with task=train.")  # fmt: skip
-    if result.task == "prefer" and result.adapter.quantise != "none":
-        raise ConfigError("task=prefer: adapter.quantise is not supported here. Use adapter=lora.")
+    if result.task == "prefer":
+        _check_prefer(result)
     if result.train.gradient_checkpointing and result.adapter.method == "prefix_tuning":
         raise ConfigError("train.gradient_checkpointing: prefix tuning keeps a cache, which recomputing cannot. Leave it out.")
     if result.runs and result.task != "compare":
@@ -84,6 +84,20 @@ def typed(config: DictConfig) -> PawConfig:
         raise ConfigError(f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
                           "Use adapter.path=DIR to transfer one.")  # fmt: skip
     return result
+
+
+def _check_prefer(config: PawConfig) -> None:
+    """TRL trains there, and not all that `train` offers is its."""
+    t = config.train
+    if config.adapter.method != "lora" or config.adapter.quantise != "none":
+        raise ConfigError("task=prefer: trains LoRA on a base in full precision. Use adapter=lora.")
+    for key, asked in (("val_every", t.val_every), ("compile", t.compile), ("liger", t.liger), ("packing", t.packing)):
+        if asked:
+            raise ConfigError(f"train.{key}: task=prefer does not take it. Leave it out.")
+    if t.optimizer != "adamw" or t.resume != "auto":
+        raise ConfigError("task=prefer: takes train.optimizer=adamw, and does not resume. Leave train.optimizer and train.resume out.")
+    if t.batch_size % (t.accumulate or 1):
+        raise ConfigError(f"train.accumulate={t.accumulate}: must divide train.batch_size={t.batch_size} in task=prefer.")
 
 
 def check(overrides: Sequence[str], sweep: bool = False, config_dir: str | None = None) -> None:

@@ -106,9 +106,9 @@ class TrainConfig:
     accumulate: Optional[int] = transient(
         None
     )  # micro-batches of a step; null: one on a GPU, of 640 tokens on a CPU; doubled out of memory
-    packing: Optional[bool] = transient(None)  # examples in one row, each for itself; null: where model and method take it
+    packing: Optional[bool] = None  # examples in one row, each for itself; null: where model and method take it
     gradient_checkpointing: bool = transient(False)  # turned on by itself where even single examples do not fit
-    compile: bool = transient(False)  # torch.compile; pads, for packed rows never have the same shape twice
+    compile: bool = False  # torch.compile; pads, for packed rows never have the same shape twice
     liger: bool = transient(False)  # Liger's kernels: CUDA only
     save_every: int = transient(50)  # steps between checkpoints; with validation, each validation
     resume: str = transient("auto")  # auto: from this training's last checkpoint, if it was stopped; never; or a folder

@@ -41,6 +41,7 @@ class EvaluateStage:
     fewshot_split: str = transient("train")  # its file and the seed are in the key
     trust_remote_code: bool = transient(False)
     engines: Engines = field(default_factory=Engines, metadata={"transient": True})
+    train_split: str | None = None  # whose frequencies a head is compared with
 
 
 def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def _classified(
             done += len(places)
             watch.progress(done, len(rows))
     else:
-        train = examples(inputs["train"].path, config.dataset, config.dataset.train_split, "classify")
+        assert config.train_split is not None
+        train = examples(inputs["train"].path, config.dataset, config.train_split, "classify", Counter())
         found = [classify.blind(train)] * len(questions)
     if left_out:
         watch.say(f"left out: {listed(left_out)}")
@@ -264,4 +266,4 @@ def metrics(records: Sequence[Record], positive: int | None = None) -> dict[str,
 
 
 def read_records(artifact: Path) -> list[Record]:
-    return [json.loads(line) for line in (artifact / RECORDS).read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (artifact / RECORDS).read_text(encoding="utf-8").split("\n") if line]

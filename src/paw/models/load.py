@@ -90,10 +90,11 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def room(folder: Path) -> int | None:
-    """The most tokens that a model and its tokenizer name; None where they name none."""
+    """The most tokens that a model has places for; None where it names none. Some encoders number them from 2: theirs is what
+    their tokenizer names."""
     config, names = _json(folder / "config.json"), folder / "tokenizer_config.json"
     positions = (config.get("text_config") or config).get("max_position_embeddings")
-    length = _json(names).get("model_max_length") if names.is_file() else None
+    length = _json(names).get("model_max_length") if names.is_file() and is_encoder(folder) else None
     known = [int(n) for n in (positions, length) if n is not None and n < 10**9]
     return min(known) if known else None
 
@@ -241,4 +242,4 @@ def limits(folder: Path, trust_remote_code: bool = False) -> Limits:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
     except Exception as e:  # damaged files make the reader fail anywhere
         raise ModelError(f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
-    return Limits(getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None))
+    return Limits(room(folder), getattr(config, "vocab_size", None))

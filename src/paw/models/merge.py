@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +131,13 @@ def _own_dtype(folder: Path) -> str:
     """The precision that most of a model's weights have."""
     from safetensors import safe_open
 
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    with safe_open(next(iter(sorted(folder.glob("*.safetensors")))), "pt") as f:
-        return names.get(f.get_slice(next(iter(f.keys()))).get_dtype(), "float32")
+    names, found = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}, Counter[str]()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as f:
+            for key in f.keys():  # noqa: SIM118 - no mapping
+                part = f.get_slice(key)
+                found[names.get(part.get_dtype(), "float32")] += math.prod(part.get_shape())
+    return found.most_common(1)[0][0]
 
 
 def _copy_tokenizer(base: Path, out: Path) -> None:

@@ -52,7 +52,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         raise ConfigError(
             "task=predict evaluate.mode=classify: a base has no head. Name an adapter that was trained with one: adapter.path=DIR."
         )
-    if adapter is not None and config.evaluate.mode != "classify" and classes_of(adapter.path) is not None:
+    if adapter is not None and config.evaluate.mode != "classify" and "classes" in birth(adapter.path):
         raise ConfigError(f"adapter.path: {adapter.path} is a classifier. Set evaluate.mode=classify.")
     output = Path(c.output).expanduser() if c.output else None
     done = _done(output, asked) if output else set()
@@ -81,7 +81,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
 
 def _sort(output: Path, asked: Sequence[Asked]) -> None:
     """A finished file in the order of what was asked."""
-    lines = {json.loads(line)["id"]: line for line in output.read_text(encoding="utf-8").splitlines()}
+    lines = {json.loads(line)["id"]: line for line in output.read_text(encoding="utf-8").split("\n")[:-1]}
     write_text(output, "".join(lines[a.id] + "\n" for a in asked))
 
 
@@ -98,7 +98,7 @@ def _asked(text: str | None, file: str | None) -> list[Asked]:
     if file != "-" and not path.is_file():
         raise ConfigError(f"predict.file: {path} is no file.")
     try:
-        lines = sys.stdin.read().splitlines() if file == "-" else path.read_text(encoding="utf-8").splitlines()
+        lines = (sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")).split("\n")
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}).") from None
     rows = path.suffix == ".jsonl" or (file == "-" and bool(lines) and lines[0].lstrip().startswith("{"))
@@ -136,7 +136,7 @@ def _done(output: Path, asked: Sequence[Asked]) -> set[str]:
     text = output.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     inputs, found = {a.id: a.shown for a in asked}, set()
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(whole.split("\n")[:-1], 1):
         try:
             row = json.loads(line)
             same = inputs[row["id"]] == row["input"]
@@ -158,13 +158,13 @@ def _prompt(question: Asked, stages: Stages) -> str | Turns:
     c = stages.config
     if c.predict.raw:
         return question.shown
-    if "messages" in question.row:
-        return tuple((str(m["role"]), str(m["content"])) for m in question.row["messages"])
-    if c.dataset.kind == "chat":
-        return (("user", question.shown),)
     try:
+        if "messages" in question.row:
+            return tuple((str(m["role"]), str(m["content"])) for m in question.row["messages"])
+        if c.dataset.kind == "chat":
+            return (("user", question.shown),)
         return c.dataset.prompt.format(**question.row)
-    except (KeyError, IndexError) as e:
+    except (KeyError, IndexError, TypeError) as e:
         raise DataError(f"{question.place}: has no field {e}, which dataset.prompt names. Add it, or set predict.raw=true.") from None
 
 

@@ -84,11 +84,13 @@ class Stages:
         splits = [self.config.dataset.train_split] * train + [self.eval_split] * evaluate
         files = [self.data(split).path for split in splits]
         if train:
-            _check_training(self.config, self.runtime)
+            check_training(self.config, self.runtime)
             if self.config.train.val_every is not None:
                 self.data(self.val_split)
         if evaluate and self.config.evaluate.num_fewshot:
             self.data(self.fewshot_split)
+        if evaluate and self.config.evaluate.mode == "classify":
+            self.data(self.config.dataset.train_split)
         if len(files) == 2 and files[0] == files[1] and not all("[" in split for split in splits):
             raise DataError(
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
@@ -140,6 +142,7 @@ class Stages:
         )
         inputs = {"model": base.input, "data": self.data(self.eval_split)}
         if how.mode == "classify" and adapter is None:
+            config.train_split = self.config.dataset.train_split
             inputs["train"] = self.data(self.config.dataset.train_split)
         if how.num_fewshot:
             inputs["shots"] = self.data(self.fewshot_split)
@@ -405,7 +408,7 @@ def check_adapter(config: PawConfig, folder: Path) -> str:
     return f"{c.method} on {', '.join(wanted) or 'its own choice of modules'}"
 
 
-def _check_training(config: PawConfig, runtime: Runtime) -> None:
+def check_training(config: PawConfig, runtime: Runtime) -> None:
     """What can be known of a training before its model loads."""
     t = config.train
     if t.resume not in ("auto", "never") and not (Path(t.resume).expanduser() / BEGUN).is_file():
@@ -418,6 +421,10 @@ def _check_training(config: PawConfig, runtime: Runtime) -> None:
             raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
     if runtime.strategy == "deepspeed":
         need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
+    if runtime.strategy in ("fsdp", "deepspeed") and runtime.device != "cuda":
+        raise ConfigError(f"hardware.strategy={runtime.strategy}: needs GPUs, and there are none. Choose ddp.")
+    if runtime.strategy == "fsdp" and (config.adapter.method not in ("lora", "ia3") or config.adapter.quantise != "none"):
+        raise ConfigError("hardware.strategy=fsdp: shards what adapter=lora and ia3 train on an unquantised base only. Choose ddp.")
 
 
 def numbered(names: Sequence[str]) -> list[str]:

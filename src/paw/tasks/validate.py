@@ -11,11 +11,11 @@ from typing import Any
 from paw.config.compose import compose_config, groups, model_named
 from paw.config.schema import DatasetConfig, ModelConfig, PawConfig
 from paw.console import Console
-from paw.data.load import examples, split_file
-from paw.errors import ConfigError, PawError, need
+from paw.data.load import examples, preferences, split_file
+from paw.errors import ConfigError, PawError
 from paw.models.load import resolve_runtime
 from paw.models.locate import at_hand, locate, on_hub
-from paw.tasks.stages import check_adapter
+from paw.tasks.stages import check_adapter, check_training
 from paw.text import markdown_table
 from paw.training.stage import MICRO
 
@@ -30,7 +30,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         ConfigError: with the number of checks that failed.
     """
     console = Console()
-    rows = list(_everything(config) if config.everything else _one(config, console))
+    named = any(o.startswith(("model@target", "target.", "experiment")) for o in overrides)
+    rows = list(_everything(config) if config.everything else _one(config, console, named))
     console.close()
     log.info("%s", markdown_table([["check", "", "found"], *map(list, rows)]))
     wrong = [row for row in rows if row[1] == "wrong"]
@@ -51,11 +52,15 @@ def _check(what: str, look: Callable[[], str]) -> Row:
 # ---- one composition --------------------------------------------------------------------------------
 
 
-def _one(config: PawConfig, console: Console) -> Iterator[Row]:
+def _one(config: PawConfig, console: Console, target: bool) -> Iterator[Row]:
+    """
+    Args:
+        target: whether the command line names one; else it is the default's.
+    """
     yield "composition", "ok", "keys, types and values"
     yield _check("hardware", lambda: _hardware(config))
     folders: dict[str, Path] = {}
-    for side, model in (("source", config.source), ("target", config.target)):
+    for side, model in (("source", config.source), *([("target", config.target)] if target else [])):
 
         def look(side: str = side, model: ModelConfig = model) -> str:
             if at_hand(model, config.paths.models_dir) is None and model.hub and not model.path:
@@ -76,13 +81,14 @@ def _one(config: PawConfig, console: Console) -> Iterator[Row]:
 
 def _hardware(config: PawConfig) -> str:
     runtime = resolve_runtime(config.hardware)
-    if config.hardware.strategy == "deepspeed":
-        need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
+    check_training(config, runtime)
     return f"{runtime.devices} × {runtime.device}, {runtime.precision}"
 
 
 def _rows(config: PawConfig, split: str, console: Console) -> str:
     file = split_file(config.dataset, split, config.paths.data_dir, console)
+    if config.dataset.name == "own_preferences":
+        return f"{len(preferences(file, config.dataset, split))} pairs in {file}"
     found = examples(file, config.dataset, split, config.evaluate.form(config.dataset.kind))
     return f"{len(found)} examples in {file}"
 

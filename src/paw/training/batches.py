@@ -61,10 +61,10 @@ def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> I
     """
     count, steps = len(lengths), per_epoch(len(lengths), size)
     for epoch in itertools.count():
-        shuffled = order(count, seed, epoch)
+        shuffled = order(count, seed, epoch)[: steps * size]  # what is left over is left to chance, not the shortest
         if bucketed:
             span = BUCKET * size
-            shuffled = [i for at in range(0, count, span) for i in sorted(shuffled[at : at + span], key=lambda i: -lengths[i])]
+            shuffled = [i for at in range(0, len(shuffled), span) for i in sorted(shuffled[at : at + span], key=lambda i: -lengths[i])]
         batches = [shuffled[at * size : (at + 1) * size] for at in range(steps)]
         if bucketed:
             random.Random(seed + epoch).shuffle(batches)

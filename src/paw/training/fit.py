@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -97,7 +99,8 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
             model = _adapted(plan, rows, device, stack)
             objective = _objective(plan, model, rows, device)
             if plan.train.compile:
-                model.compile(dynamic=True)
+                base = model.get_base_model()  # its body: the output projection is hooked to read labelled positions only
+                getattr(base, base.base_model_prefix, base).compile(dynamic=True)
             module = Training(model, method_named(plan.adapter.method), objective, plan.train, plan.steps, share, plan.folder, watch)
             size = min(plan.train.batch_size * share.world, len(rows))
             train_data = loader(Steps(rows, objective, size, plan.train.seed, share, plan.done))
@@ -240,7 +243,7 @@ def _strategy(plan: Plan, model: Any) -> Any:
         whole = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
         layers = {type(m) for m in model.modules() if type(m).__name__ in whole}
         return strategies.FSDPStrategy(auto_wrap_policy=layers, state_dict_type="full")
-    return strategies.DeepSpeedStrategy(config=str(Path(__file__).with_name("zero2.json")))
+    return strategies.DeepSpeedStrategy(config=str(Path(__file__).with_name("zero2.json")), exclude_frozen_parameters=True)
 
 
 def _run(trainer: Any, module: Training, train_data: Any, val_data: Any, plan: Plan) -> None:
@@ -313,6 +316,7 @@ def _process(rank: int, plan: Plan, queue: Any, port: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if plan.runtime.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // plan.runtime.devices))
@@ -321,6 +325,14 @@ def _process(rank: int, plan: Plan, queue: Any, port: int) -> None:
     except (PawError, OutOfMemory) as e:
         queue.put(("wrong", e))
         raise
+
+
+def _end_with_parent() -> None:
+    """A process whose parent was killed must not go on: the next run of the same training would meet it in the same folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _free_port() -> int:

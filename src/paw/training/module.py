@@ -148,9 +148,7 @@ class Training(pl.LightningModule):
         beside = target.with_name(f"{target.name}.new")
         self.trainer.save_checkpoint(beside)
         if self.trainer.is_global_zero:
-            if target.is_dir():  # sharded strategies write folders
-                shutil.rmtree(target)
-            os.replace(beside, target)
+            _exchange(beside, target)
         self.trainer.strategy.barrier()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -180,10 +178,17 @@ class Training(pl.LightningModule):
         if pattern is not None:  # PEFT rewrites AdaLoRA's ranks for the file, and would go on with that
             config.rank_pattern = pattern
         settle(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
+        _exchange(beside, folder)
 
     # ---- Lightning's questions
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        sharded: Any = self.trainer.strategy.model
+        if isinstance(self.trainer.strategy, pl.strategies.FSDPStrategy):  # the norm is over all shards, which Lightning leaves to us
+            if gradient_clip_val:
+                sharded.clip_grad_norm_(gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def transfer_batch_to_device(self, batch: Micro, device: torch.device, dataloader_idx: int) -> Micro:
         return batch  # lists of token ids; they become tensors where the model is
@@ -202,6 +207,25 @@ class Training(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """A file takes another's place at once. A folder, which a sharded strategy writes, cannot: for a moment the old one lies beside."""
+    if not target.is_dir():
+        os.replace(new, target)
+        return
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(target, old)
+    os.rename(new, target)
+    shutil.rmtree(old)
+
+
+def recover(folder: Path) -> None:
+    """What a kill left between the two renames of an exchange."""
+    for old in folder.glob("*.old"):
+        if not old.with_suffix("").exists():
+            os.rename(old, old.with_suffix(""))
 
 
 def _optimizer(c: TrainConfig, parameters: list[torch.nn.Parameter], fused: bool) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from paw.data.encode import Encoded
-from paw.models.load import ordinary_attention
+from paw.models.load import ordinary_attention, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +101,9 @@ def agrees(model: Any, rows: Sequence[Encoded], pad_id: int, slack: float) -> bo
     with torch.no_grad():
         try:
             together = label_logprobs(model, rows, pad_id, packed=True)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError) as e:
+            if out_of_memory(e):
+                raise
             return False
         undo(model)
         alone = torch.cat([label_logprobs(model, [row], pad_id) for row in rows])

@@ -11,6 +11,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from paw.config.adapters import AdapterConfig
@@ -56,7 +57,7 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     c, model = config.train, inputs["model"]
     rows = preferences(inputs["data"].path, config.dataset, config.split)
     steps = c.max_steps if c.epochs is None else max(1, round(c.epochs * len(rows) / c.batch_size))
-    micro = max(1, c.batch_size // (c.accumulate or 1))
+    accumulate = c.accumulate or 1
 
     class Told(TrainerCallback):  # type: ignore[misc]
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -71,14 +72,16 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
         tokenizer.eos_token = tokenizer.pad_token
     peft_config = method_named(config.adapter.method).config(config.adapter, Setting(base, model.path.name, "CAUSAL_LM", steps, (), ()))
     args = DPOConfig(
-        output_dir=str(out / "trl"), max_steps=steps, per_device_train_batch_size=micro,
-        gradient_accumulation_steps=-(-c.batch_size // micro),
+        output_dir=mkdtemp(), max_steps=steps, per_device_train_batch_size=c.batch_size // accumulate,
+        gradient_accumulation_steps=accumulate,
         learning_rate=c.lr, lr_scheduler_type=c.schedule, warmup_steps=round(c.warmup_ratio * steps), weight_decay=c.weight_decay,
         max_grad_norm=c.grad_clip or 1e9, max_length=c.max_length, beta=config.prefer.beta, loss_type=[config.prefer.loss], seed=c.seed,
         optim="adamw_torch_fused", bf16=config.runtime.precision == "bfloat16", fp16=config.runtime.precision == "float16",
         use_cpu=config.runtime.device == "cpu", gradient_checkpointing=c.gradient_checkpointing, logging_steps=1, report_to=[],
         save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
+    _ = args.device  # finds all GPUs, and would train on each a batch of its own
+    args._n_gpu = min(1, args.n_gpu)
     disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -16,7 +16,7 @@ from paw.config.schema import TrainConfig
 from paw.data.tokens import Rows
 from paw.errors import ConfigError, DataError, StageError
 from paw.models.load import Runtime
-from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, write_text
+from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, replacing, write_text
 from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
 MICRO = 640  # tokens of a micro-batch on a CPU
@@ -62,14 +62,10 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         _accumulate(config, Rows(inputs["rows"].path)), c.gradient_checkpointing,
         unfinished, checkpoint, done,
     )  # fmt: skip
-    while True:
-        try:
-            fit(plan, watch)
-            break
-        except OutOfMemory:
-            free_memory()
-            checkpoint, done = _found(unfinished)
-            plan = replace(_smaller(plan, rows, watch), checkpoint=checkpoint, done=done)
+    while not _fits(plan, watch):
+        free_memory()  # only now: as long as the error was handled, its traceback held the model
+        checkpoint, done = _found(unfinished)
+        plan = replace(_smaller(plan, rows, watch), checkpoint=checkpoint, done=done)
 
     facts: dict[str, Any] = json.loads((unfinished / FACTS).read_text())
     validations = facts.pop("validations")
@@ -91,10 +87,24 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     return result
 
 
+def _fits(plan: Plan, watch: Watch) -> bool:
+    """Trains; False where memory ran out."""
+    try:
+        fit(plan, watch)
+    except OutOfMemory:
+        return False
+    return True
+
+
+def _most(train: TrainConfig, rows: int, devices: int) -> int:
+    """Examples of a step in each process: no more micro-batches than that."""
+    return max(1, min(train.batch_size, rows // devices))
+
+
 def _accumulate(config: TrainStage, rows: Rows) -> int:
     """Micro-batches of a step. Small ones cost a GPU its parallelism; a CPU computes as fast on what its caches hold, in a
     fraction of the memory."""
-    most = max(1, min(config.train.batch_size, len(rows) // config.devices))  # examples of a process
+    most = _most(config.train, len(rows), config.devices)
     wanted = config.train.accumulate
     if wanted is None:
         wanted = 1 if config.runtime.device == "cuda" else math.ceil(most * float(rows.lengths.mean()) / MICRO)
@@ -107,6 +117,8 @@ def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | Non
     Raises:
         ConfigError: for a folder that holds the beginning of another training: what differs is said.
     """
+    from paw.training.module import CHECKPOINT
+
     if c.resume == "never":
         for file in unfinished.iterdir():
             if file.name != BEGUN:
@@ -120,8 +132,10 @@ def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | Non
         if there != here:
             raise ConfigError(f"train.resume: {given} is the beginning of another training: {_differ(there, here)}. "
                               "Leave train.resume out, or set these as they were.")  # fmt: skip
-        if given.resolve() != unfinished.resolve():
-            shutil.copytree(given, unfinished, dirs_exist_ok=True)
+        if _found(given)[1] > _found(unfinished)[1]:  # not twice: this one may have got further since
+            shutil.copytree(given, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINT))
+            with replacing(unfinished / CHECKPOINT) as beside:
+                shutil.copyfile(given / CHECKPOINT, beside)
     checkpoint, done = _found(unfinished)
     if done:
         watch.say(f"goes on after step {done}, where it was stopped (train.resume=never begins again)")
@@ -129,8 +143,9 @@ def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | Non
 
 
 def _found(unfinished: Path) -> tuple[Path | None, int]:
-    from paw.training.module import CHECKPOINT, held_steps
+    from paw.training.module import CHECKPOINT, held_steps, recover
 
+    recover(unfinished)
     file = unfinished / CHECKPOINT
     return (file, held_steps(file)) if file.exists() else (None, 0)
 
@@ -150,7 +165,7 @@ def _smaller(plan: Plan, rows: int, watch: Watch) -> Plan:
     Raises:
         StageError: where that is done already.
     """
-    most = max(1, min(plan.train.batch_size, math.ceil(rows / plan.runtime.devices)))
+    most = _most(plan.train, rows, plan.runtime.devices)
     if plan.accumulate < most:
         more = min(most, 2 * plan.accumulate)
         watch.say(f"out of memory: micro-batches of {math.ceil(most / more)} examples instead of {math.ceil(most / plan.accumulate)} "
