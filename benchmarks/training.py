@@ -31,8 +31,8 @@ from paw.text import markdown_table
 from paw.training.batches import order
 
 BATCH, LR, R, ALPHA = 8, 2e-4, 16, 32
-PEERS = {
-    "TRL, same batches": ("trl", {"trl_mode": "same_batches", "micro_batch": 2}),
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "TRL, same batches": ("trl", {"trl_mode": "same_batches"}),
     "TRL, packed in rows of 512": ("trl", {"trl_mode": "packed", "row_len": 512}),
     "Trainer + PEFT": ("hf", {}),
 }
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2_135m")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--micro", type=int, default=2, help="examples that TRL computes at a time on the same batches")
     asked = parser.parse_args()
     opener = gzip.open if asked.data.suffix == ".gz" else open
     with opener(asked.data, "rt", encoding="utf-8") as f:
@@ -115,6 +116,7 @@ def main() -> None:
                     runs[who].append(ours(data, asked.model, asked.steps, work))
                 else:
                     which, more = PEERS[who]
+                    more = {"micro_batch": asked.micro} | more if "same" in who else more
                     runs[who].append(peer(which, spec | more, work))
                 print(f"round {turn + 1}: {who}, {speed(runs[who][-1]):.0f} tokens a second", file=sys.stderr, flush=True)
     table = [["", "tokens a second", "paw is faster by", "largest difference of a step's loss", "peak MiB"]]

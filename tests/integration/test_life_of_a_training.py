@@ -50,7 +50,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("method", ["tiny", "adalora"])
 def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, tmp_path: Path) -> None:
     """Ten kills for LoRA; AdaLoRA, which remembers more, gets two."""
-    ask = [*SHORT, f"adapter={method}", "train.val_every=10", "hardware.threads=1"]
+    ask = [*SHORT, f"adapter={method}", "train.val_every=5", "hardware.threads=1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
@@ -164,7 +164,8 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
         "def tight(*args):\n"
         "    room = psutil.Process().memory_info().vms + 250 * 2**20\n"
         "    resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))\n"
-        "    whole(*args)\n"
+        "    try: whole(*args)\n"
+        "    finally: resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
         "fit._run = tight; from paw.run import entry; entry()"
     )
     command = [sys.executable, "-c", code, *ask, "train.accumulate=1"]
