@@ -220,6 +220,7 @@ class Stages:
         )  # fmt: skip
         inputs = {"data": self.data(split), "tokenizer": self.store.tokenizer(base.input.path)}
         done = self._run(tokens.STAGE, config, inputs, f"encode {split} for {base.name}")
+        self._tell_once(done, f"{split}: {done.result['rows']} examples, {done.result['tokens']} tokens")
         if classes is not None and done.result["classes"] != classes:
             raise DataError(f"{dataset.name}: split {split} has the classes {done.result['classes']}, the training split {classes}.")
         return done
