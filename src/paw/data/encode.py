@@ -68,6 +68,15 @@ def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[Encod
     return out
 
 
+def encode_for_head(
+    tokenizer: Any, sentences: Sequence[tuple[str, ...]], prompts: Sequence[str | Turns], encoder: bool, chat: bool
+) -> list[Encoded]:
+    """Rows to be classified: sentences and pairs as an encoder reads them, one prompt as others do."""
+    if encoder:
+        return encode_texts(tokenizer, sentences)
+    return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, prompts, chat)]
+
+
 def _texts(tokenizer: Any, context: str | Turns, continuation: str, chat: bool, close: bool) -> tuple[str, str, bool]:
     """Context and continuation in words, and whether they are plain or a template's."""
     if isinstance(context, str) and not chat:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 
@@ -22,6 +23,7 @@ from paw.errors import DataError
 from paw.paths import cache_dir
 from paw.store import Watch, digest, replacing
 
+T = TypeVar("T")
 NORMALISED = "2"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
 
@@ -88,11 +90,7 @@ def examples(
         seen.add(example.id)
         classes = example.continuations
         out.append(example)
-    _, low, high = _parts(split)
-    out = out[int(len(out) * low) : int(len(out) * high)]
-    if not out:
-        raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
-    return out
+    return _part(out, split, file, dataset)
 
 
 def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
@@ -114,11 +112,7 @@ def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
         if found["chosen"].strip() == found["rejected"].strip():
             raise DataError(f"{file}, line {line}: both answers are the same, so neither is to be preferred. Leave the row out.")
         out.append(found)
-    _, low, high = _parts(split)
-    out = out[int(len(out) * low) : int(len(out) * high)]
-    if not out:
-        raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
-    return out
+    return _part(out, split, file, dataset)
 
 
 class _Bad(Exception):
@@ -153,6 +147,15 @@ def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetCon
         if not choice.strip():
             raise _Bad("an empty choice", f"choice {i + 1} is empty, so there is nothing to score.")
     return example
+
+
+def _part(rows: list[T], split: str, file: Path, dataset: DatasetConfig) -> list[T]:
+    """The percentages that a split asks for, of good rows in order."""
+    _, low, high = _parts(split)
+    found = rows[int(len(rows) * low) : int(len(rows) * high)]
+    if not found:
+        raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
+    return found
 
 
 def _some(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from paw.config.checks import transient
 from paw.config.schema import DatasetConfig
-from paw.data.encode import Encoded, encode, encode_prompts, encode_texts
+from paw.data.encode import Encoded, encode, encode_for_head
 from paw.data.example import Example
 from paw.data.load import examples, listed
 from paw.errors import DataError
@@ -69,9 +69,7 @@ def _encoded(found: Sequence[Example], config: EncodeStage, tokenizer: Any) -> l
     dataset = config.dataset
     if config.form != "classify":
         return encode(tokenizer, [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], dataset.chat, config.close)
-    if config.encoder:
-        return encode_texts(tokenizer, [e.texts for e in found])
-    return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, [e.contexts[0] for e in found], dataset.chat)]
+    return encode_for_head(tokenizer, [e.texts for e in found], [e.contexts[0] for e in found], config.encoder, dataset.chat)
 
 
 def _label(example: Example) -> float:

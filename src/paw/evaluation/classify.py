@@ -5,28 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from paw.data.encode import Encoded, encode_prompts, encode_texts
+from paw.data.encode import Encoded, pad
 from paw.data.example import Example
 from paw.errors import AdapterError
 from paw.evaluation.statistics import interval, standard_error
-from paw.models.load import Runtime, is_encoder, load_classifier, load_tokenizer, tells_pairs
+from paw.models.load import Runtime, load_classifier, load_tokenizer, tells_pairs
 from paw.store import Input
 
 Record = dict[str, Any]
 TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch
-
-
-def encoded(found: Sequence[Example], folder: Path, chat: bool, trust_remote_code: bool) -> list[Encoded]:
-    """Examples as the model reads them: sentences and pairs by an encoder, one prompt by others."""
-    tokenizer = load_tokenizer(folder, trust_remote_code)
-    if is_encoder(folder):
-        return encode_texts(tokenizer, [e.texts for e in found])
-    return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, [e.contexts[0] for e in found], chat)]
 
 
 def outputs(
@@ -73,8 +64,6 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 def class_logits(model: Any, rows: Sequence[Encoded], pad_id: int, pairs: bool) -> Any:
     """What the head says of each row: rows × outputs, float32. Rows are filled up on the right."""
-    from paw.data.encode import pad
-
     device = next(model.parameters()).device
     ask = {
         "input_ids": pad([r.ids for r in rows], pad_id).to(device),

@@ -16,7 +16,7 @@ import numpy as np
 
 from paw.config.checks import transient
 from paw.config.schema import DatasetConfig, EvaluateConfig
-from paw.data.encode import Encoded, encode, encode_prompts
+from paw.data.encode import Encoded, encode, encode_for_head, encode_prompts
 from paw.data.example import Example
 from paw.data.load import examples, listed, sample
 from paw.errors import DataError, ModelError, StageError
@@ -24,7 +24,7 @@ from paw.evaluation import answers, classify, plan
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Job
 from paw.evaluation.statistics import f1, interval, standard_error
-from paw.models.load import Runtime, limits, load_tokenizer
+from paw.models.load import Runtime, is_encoder, limits, load_tokenizer
 from paw.store import Input, Stage, Watch
 
 RECORDS = "records.jsonl"
@@ -97,7 +97,9 @@ def _classified(
     model, device = inputs["model"], "cuda" if config.runtime.device == "cuda" else "cpu"
     classes = None if questions[0].value is not None else questions[0].continuations
     if "adapter" in inputs:
-        rows = classify.encoded(questions, model.path, config.dataset.chat, config.trust_remote_code)
+        tokenizer = load_tokenizer(model.path, config.trust_remote_code)
+        texts, prompts = [q.texts for q in questions], [q.contexts[0] for q in questions]
+        rows = encode_for_head(tokenizer, texts, prompts, is_encoder(model.path), config.dataset.chat)
         kept = _fitting([(q, [r]) for q, r in zip(questions, rows, strict=True)], config, inputs, left_out)
         questions, rows = [q for q, _ in kept], [r for _, (r,) in kept]
         found: list[Any] = [None] * len(rows)

@@ -12,7 +12,7 @@ from typing import Any
 
 from paw.config.schema import PawConfig
 from paw.console import Console
-from paw.data.encode import Encoded, encode_prompts, encode_texts
+from paw.data.encode import encode_for_head, encode_prompts
 from paw.data.example import Turns
 from paw.data.kinds.glue import sentences
 from paw.errors import AdapterError, ConfigError, DataError
@@ -194,10 +194,11 @@ def _classes(left: Sequence[Asked], base: Base, adapter: Adapter, stages: Stages
     if "classes" not in birth(adapter.path):
         raise AdapterError(f"{adapter.path}: does not say which classes its head knows ({adapter.path}/paw.json). Train it with paw.")
     tokenizer = load_tokenizer(base.input.path, trust)
-    if is_encoder(base.input.path):
-        rows = encode_texts(tokenizer, [_sentences(a, stages) for a in left])
-    else:
-        rows = [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, [_prompt(a, stages) for a in left], stages.config.dataset.chat)]
+    encoder = is_encoder(base.input.path)
+    prompts = [] if encoder else [_prompt(a, stages) for a in left]
+    rows = encode_for_head(
+        tokenizer, [_sentences(a, stages) for a in left] if encoder else [], prompts, encoder, stages.config.dataset.chat
+    )
     _refuse_long(left, [len(r.ids) for r in rows], base, "the text")
     for places, outputs in classify.outputs(rows, base.input, adapter.input, known, stages.runtime, trust, classify.TOKENS[device]):
         for place, output in zip(places, outputs, strict=True):

@@ -1,7 +1,7 @@
 """LoRA's forward pass y = xWᵀ + s·hBᵀ, h = A·dropout(x), with the sum and the scale inside the product.
 
 PEFT computes the product, scales it and adds it: three passes over an output that is hundreds of times larger than h, and as
-many on the way back. On a CPU memory is what is waited for, and that is some 7 % of a step. Only where nothing else is asked
+many on the way back. On a CPU memory is what is waited for (benchmarks/lora_sum.py). Only where nothing else is asked
 of a layer: LoRA in float32 on a plain linear map.
 """
 
