@@ -10,3 +10,8 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names of many."""
+    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")

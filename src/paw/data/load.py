@@ -9,7 +9,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from paw.data.kinds import Kind, kind_named, question
 from paw.errors import DataError
 from paw.paths import cache_dir
 from paw.store import Watch, digest, replacing
+from paw.text import some
 
 T = TypeVar("T")
 NORMALISED = "2"  # raise it when a kind reads the hub's rows differently
@@ -77,7 +78,7 @@ def examples(
             if example.id in seen:
                 raise _Bad("a second time the same id", f"the id {example.id!r} occurs twice. Give every row its own.")
             if form == "classify" and example.continuations != (classes or example.continuations):
-                said = f"its classes {_some(example.continuations)} are not those of the first row, {_some(classes or ())}."
+                said = f"its classes {some(example.continuations)} are not those of the first row, {some(classes or ())}."
                 raise _Bad(
                     "other classes", f"{said} A classifier needs the same for all; compare such choices with evaluate.mode=likelihood."
                 )
@@ -156,10 +157,6 @@ def _part(rows: list[T], split: str, file: Path, dataset: DatasetConfig) -> list
     if not found:
         raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
 
 
 def listed(left_out: Counter[str]) -> str:

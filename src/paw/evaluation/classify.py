@@ -15,6 +15,7 @@ from paw.errors import AdapterError
 from paw.evaluation.statistics import interval, standard_error
 from paw.models.load import Runtime, load_classifier, load_tokenizer, tells_pairs
 from paw.store import Input
+from paw.text import some
 
 Record = dict[str, Any]
 TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch
@@ -40,8 +41,8 @@ def outputs(
 
     known = classes_of(adapter.path)
     if known is not None and classes is not None and list(known) != list(classes):
-        raise AdapterError(f"{adapter.path}: its head knows {len(known)} classes ({_some(known)}), the data has {len(classes)} "
-                           f"({_some(classes)}). Use the data set it was trained on.")  # fmt: skip
+        raise AdapterError(f"{adapter.path}: its head knows {len(known)} classes ({some(known)}), the data has {len(classes)} "
+                           f"({some(classes)}). Use the data set it was trained on.")  # fmt: skip
     base, _ = load_classifier(model.path, runtime, classes, trust_remote_code)
     ready, tokenizer = attach(base, adapter.path, model.fingerprint), load_tokenizer(model.path, trust_remote_code)
     pairs = tells_pairs(base, tokenizer)
@@ -141,7 +142,3 @@ def by_class(gold: Sequence[int], found: Sequence[int], n: int) -> dict[str, flo
         "mcc": float((hit.sum() * total - (true * said).sum()) / spread) if spread else 0.0,
     }
     return out | ({"f1": float(f1[1])} if n == 2 else {})
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")
