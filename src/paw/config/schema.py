@@ -297,8 +297,8 @@ class HardwareConfig:
         one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         within("hardware.devices", self.devices, 1, 1024)
-        if self.strategy in ("fsdp", "deepspeed") and self.device == "cpu":
-            raise ConfigError(f"hardware.strategy={self.strategy}: needs GPUs. Choose ddp, which also runs on CPUs.")
+        if self.strategy == "deepspeed" and self.device == "cpu":
+            raise ConfigError("hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which also run on CPUs.")
 
 
 @dataclass

@@ -422,8 +422,8 @@ def check_training(config: PawConfig, runtime: Runtime) -> None:
             raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
     if runtime.strategy == "deepspeed":
         need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
-    if runtime.strategy in ("fsdp", "deepspeed") and runtime.device != "cuda":
-        raise ConfigError(f"hardware.strategy={runtime.strategy}: needs GPUs, and there are none. Choose ddp.")
+    if runtime.strategy == "deepspeed" and runtime.device != "cuda":
+        raise ConfigError("hardware.strategy=deepspeed: needs GPUs, and there are none. Choose ddp or fsdp.")
     if runtime.strategy == "fsdp" and (config.adapter.method not in ("lora", "ia3") or config.adapter.quantise != "none"):
         raise ConfigError("hardware.strategy=fsdp: shards what adapter=lora and ia3 train on an unquantised base only. Choose ddp.")
 

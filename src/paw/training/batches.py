@@ -22,14 +22,20 @@ from paw.training.objectives import Objective
 BUCKET = 32  # steps whose examples are sorted by length together, where rows are filled up
 
 
-@dataclass(frozen=True)
 class Micro:
-    """Rows of one forward pass, and the factor that makes the sum over them their part of the step's mean."""
+    """Rows of one forward pass, and the factor that makes the sum over them their part of the step's mean.
 
-    rows: list[Encoded]
-    weight: float
-    step: int  # from 0
-    tokens: int  # of the whole step, in all processes
+    Not a dataclass: Lightning's sharded strategies search those for tensors to convert, and refuse frozen ones.
+
+    Args:
+        step: its number, from 0.
+        tokens: of the whole step, in all processes.
+    """
+
+    __slots__ = ("rows", "step", "tokens", "weight")
+
+    def __init__(self, rows: list[Encoded], weight: float, step: int, tokens: int) -> None:
+        self.rows, self.weight, self.step, self.tokens = rows, weight, step, tokens
 
 
 @dataclass(frozen=True)

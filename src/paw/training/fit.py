@@ -11,7 +11,6 @@ import socket
 import threading
 import warnings
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -93,10 +92,10 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
 
     rows, share = Rows(plan.rows), Share(rank, plan.runtime.devices, plan.accumulate)
     device = f"cuda:{rank}" if plan.runtime.device == "cuda" else plan.runtime.device
-    with torch.random.fork_rng(devices=[]), ExitStack() as stack:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.train.seed)
         try:
-            model = _adapted(plan, rows, device, stack)
+            model = _adapted(plan, rows, device)
             objective = _objective(plan, model, rows, device)
             if plan.train.compile:
                 base = model.get_base_model()  # its body: the output projection is hooked to read labelled positions only
@@ -130,10 +129,9 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
         trainer.strategy.barrier()
 
 
-def _adapted(plan: Plan, rows: Rows, device: str, stack: ExitStack) -> Any:
+def _adapted(plan: Plan, rows: Rows, device: str) -> Any:
     """The base with a fresh adapter on it."""
     from peft import get_peft_model
-    from peft.helpers import disable_input_dtype_casting
 
     from paw.training import fused
 
@@ -156,8 +154,10 @@ def _adapted(plan: Plan, rows: Rows, device: str, stack: ExitStack) -> Any:
         model = get_peft_model(base, method.config(plan.adapter, setting))
     model.peft_config["default"].base_model_name_or_path = plan.name
     method.prepare(model, setting)
-    if plan.runtime.precision != "float32" and not model.active_peft_config.is_prompt_learning:
-        stack.enter_context(disable_input_dtype_casting(model))  # autocast does it, without a float32 copy of every input
+    if plan.runtime.precision != "float32":  # autocast does it, without a float32 copy of every input
+        for layer in model.modules():
+            if hasattr(layer, "cast_input_dtype_enabled"):  # IA³'s layers cast nothing
+                layer.cast_input_dtype_enabled = False
     if plan.runtime.precision == "float32" and plan.runtime.strategy in ("auto", "ddp"):
         fused.use(model)
     if plan.gradient_checkpointing:
@@ -207,6 +207,7 @@ def _trainer(plan: Plan, model: Any) -> Any:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     c, runtime = plan.train, plan.runtime
+    autocast = _autocast(runtime)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice on log intervals
         return pl.Trainer(
@@ -214,13 +215,13 @@ def _trainer(plan: Plan, model: Any) -> Any:
             accelerator="gpu" if runtime.device == "cuda" else "cpu",
             devices=runtime.devices,
             strategy=_strategy(plan, model),
-            precision=PRECISION[runtime.precision],
             gradient_clip_val=c.grad_clip or None,
             accumulate_grad_batches=plan.accumulate,
             val_check_interval=c.val_every * plan.accumulate if c.val_every else None,
             check_val_every_n_epoch=None if c.val_every else 1,
             num_sanity_val_steps=-1 if c.val_every and not plan.done else 0,  # where it starts from is known, too
-            plugins=[LightningEnvironment()],  # under Slurm too, one task starts its own processes
+            precision=None if autocast else PRECISION[runtime.precision],
+            plugins=[LightningEnvironment(), *autocast],  # under Slurm too, one task starts its own processes
             use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
@@ -228,6 +229,21 @@ def _trainer(plan: Plan, model: Any) -> Any:
             enable_model_summary=False,
             default_root_dir=str(plan.folder),
         )
+
+
+def _autocast(runtime: Runtime) -> list[Any]:
+    """Lightning's plugin for 16 bits over float32 adapters, of the runtime's own device and precision: from a name alone
+    Lightning would make bfloat16 of float16 on a CPU. Empty in float32, and where DeepSpeed casts."""
+    import torch
+    from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision
+
+    name = PRECISION[runtime.precision]
+    if runtime.precision == "float32" or runtime.strategy == "deepspeed":
+        return []
+    if runtime.strategy == "fsdp":
+        return [FSDPPrecision(name)]
+    scaler = torch.amp.GradScaler(runtime.device) if runtime.precision == "float16" else None
+    return [MixedPrecision(name, runtime.device, scaler)]
 
 
 def _strategy(plan: Plan, model: Any) -> Any:
@@ -242,7 +258,10 @@ def _strategy(plan: Plan, model: Any) -> Any:
     if name == "fsdp":
         whole = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
         layers = {type(m) for m in model.modules() if type(m).__name__ in whole}
-        return strategies.FSDPStrategy(auto_wrap_policy=layers, state_dict_type="full")
+        from paw.training.sharded import OnCpu
+
+        strategy = strategies.FSDPStrategy if plan.runtime.device == "cuda" else OnCpu
+        return strategy(auto_wrap_policy=layers, state_dict_type="full")
     return strategies.DeepSpeedStrategy(config=str(Path(__file__).with_name("zero2.json")), exclude_frozen_parameters=True)
 
 

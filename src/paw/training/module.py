@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save_file
 
 from paw.config.schema import TrainConfig
 from paw.errors import StageError
-from paw.models.adapters import settle
+from paw.models.adapters import WEIGHTS, settle
 from paw.store import Watch, write_text
 from paw.training.adapters import Method
 from paw.training.batches import Micro, Share
@@ -120,7 +123,8 @@ class Training(pl.LightningModule):
     # ---- validation
 
     def validation_step(self, batch: Micro, index: int) -> None:
-        self._validation = self._validation.to(self.device) + self.objective.total(self.model, batch.rows) * batch.weight
+        loss = self.objective.total(self.model, batch.rows) * batch.weight
+        self._validation = self._validation.to(loss.device) + loss
 
     def on_validation_epoch_end(self) -> None:
         summed = self.trainer.strategy.reduce(self._validation.to(self.device), reduce_op="sum")
@@ -173,8 +177,11 @@ class Training(pl.LightningModule):
         pattern = getattr(config, "rank_pattern", None)
         beside = folder.with_name(f"{folder.name}.new")
         shutil.rmtree(beside, ignore_errors=True)
-        prompt = {} if config.is_prompt_learning else {"state_dict": state}  # PEFT reads virtual tokens from the model itself
-        self.model.save_pretrained(str(beside), save_embedding_layers=False, **prompt)
+        if self._sharded:
+            _save_sharded(config, state, beside)
+        else:
+            prompt = {} if config.is_prompt_learning else {"state_dict": state}  # PEFT reads virtual tokens from the model
+            self.model.save_pretrained(str(beside), save_embedding_layers=False, **prompt)
         if pattern is not None:  # PEFT rewrites AdaLoRA's ranks for the file, and would go on with that
             config.rank_pattern = pattern
         settle(beside)
@@ -182,21 +189,32 @@ class Training(pl.LightningModule):
 
     # ---- Lightning's questions
 
+    @property
+    def _sharded(self) -> bool:
+        return isinstance(self.trainer.strategy, pl.strategies.FSDPStrategy)
+
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        sharded: Any = self.trainer.strategy.model
-        if isinstance(self.trainer.strategy, pl.strategies.FSDPStrategy):  # the norm is over all shards, which Lightning leaves to us
-            if gradient_clip_val:
-                sharded.clip_grad_norm_(gradient_clip_val)
+        """Clips the norm over all parameters, which Lightning refuses with a fused optimizer in any 16-bit precision.
+
+        It is right there: bfloat16 has no scaled gradients, and of float16's the scaler has removed the scale before this
+        is called, since `configure_optimizers` takes no fused optimizer then. DeepSpeed clips by its own configuration.
+        """
+        if not gradient_clip_val or isinstance(self.trainer.strategy, pl.strategies.DeepSpeedStrategy):
             return
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self._sharded:  # the norm is over all shards
+            sharded: Any = self.trainer.strategy.model
+            sharded.clip_grad_norm_(gradient_clip_val)
+            return
+        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.grad is not None], gradient_clip_val)
 
     def transfer_batch_to_device(self, batch: Micro, device: torch.device, dataloader_idx: int) -> Micro:
         return batch  # lists of token ids; they become tensors where the model is
 
     def configure_optimizers(self) -> Any:
         c = self.config
-        # scaled gradients (float16) are clipped outside the optimizer, which a fused one does not allow
-        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad], fused=self.trainer.precision != "16-mixed")
+        # A fused optimizer takes the scale (float16) off its gradients itself: too late for clipping, which comes before it.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad], fused=not scaled)
         warmup = round(c.warmup_ratio * self.steps)
 
         def factor(step: int) -> float:
@@ -207,6 +225,17 @@ class Training(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _save_sharded(config: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """An adapter under the names that PEFT saves it by. PEFT looks its tensors up by the names of the model's modules,
+    which wrapping them in shards has changed: it would write an empty file."""
+    folder.mkdir()
+    tensors = {re.sub(rf"\.(modules_to_save\.)?{ADAPTER}\b", "", name): t.contiguous().cpu() for name, t in state.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    ready = copy(config)
+    ready.inference_mode = True
+    ready.save_pretrained(str(folder))
 
 
 def _exchange(new: Path, target: Path) -> None:

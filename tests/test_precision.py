@@ -1,0 +1,101 @@
+"""Training in 16 bits: GPU profiles ask for it, and a CPU can show what is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from conftest import Silent
+from paw.config.compose import compose_config
+from paw.data.tokens import STAGE as ENCODE
+from paw.data.tokens import EncodeStage
+from paw.models.adapters import WEIGHTS
+from paw.models.load import Runtime
+from paw.paths import embedded
+from paw.store import BEGUN, Input, Store, write_text
+from paw.training.module import curve
+from paw.training.stage import TrainStage, train
+
+STEPS, KILLED = 8, 5
+
+
+class Killed(Silent):
+    """Ends a training as Ctrl-C does, when it has come to a step."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if done == KILLED:
+            raise KeyboardInterrupt
+
+
+class Training:
+    """One training of the embedded Llama, the stage itself in this process."""
+
+    def __init__(self, root: Path, precision: str, *overrides: str) -> None:
+        size = [f"train.max_steps={STEPS}", "train.batch_size=8", "train.accumulate=2", "train.save_every=2"]
+        c = compose_config(["task=train", "experiment=demo", *size, *overrides])
+        self.config = TrainStage(c.adapter, c.train, Runtime(precision))
+        data, model = embedded("facts") / "train.jsonl", embedded("tiny_llama")
+        store = Store(root / "store")
+        encode = EncodeStage(c.dataset, "train", "likelihood", False, False, 64, None, False)
+        inputs = {"data": store.file(data), "tokenizer": store.tokenizer(model)}
+        rows = store.run(ENCODE, encode, inputs, Silent()).as_input()
+        self.inputs = {"model": Input(model, "llama"), "rows": rows}
+        self.root = root
+
+    def run(self, name: str, watch: Silent | None = None) -> tuple[Path, dict[str, Any]]:
+        """The finished adapter's folder, and its result. The same name goes on where it was stopped."""
+        out, unfinished = self.root / name, self.root / f"{name}.unfinished"
+        for folder in (out, unfinished):
+            folder.mkdir(exist_ok=True)
+        write_text(unfinished / BEGUN, "{}")
+        return out, train(self.config, self.inputs, out, watch or Silent(), unfinished)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_gradients_are_clipped_before_the_step(precision: str, tmp_path: Path) -> None:
+    """Seen by the optimizer itself: unscaled gradients, of the norm that was asked for and no larger."""
+    norms: list[float] = []
+
+    def seen(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+
+    hook = register_optimizer_step_post_hook(seen)
+    try:
+        Training(tmp_path, precision, "train.grad_clip=0.1").run("clipped")
+        clipped = norms.copy()
+        norms.clear()
+        Training(tmp_path, precision, "train.grad_clip=0").run("free")
+    finally:
+        hook.remove()
+    assert len(clipped) == len(norms) == STEPS
+    assert clipped[0] == pytest.approx(0.1, rel=1e-3)
+    assert max(clipped) < 0.1 * 1.001
+    assert 0.1 < norms[0] < 100, "gradients keep a scale that is not theirs"
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("how", ["plain", "train.gradient_checkpointing=true"])
+def test_sixteen_bits_learn_what_float32_learns(precision: str, how: str, tmp_path: Path) -> None:
+    more = [how] if "=" in how else []
+    wanted = curve(Training(tmp_path, "float32").run("float32")[0] / "curve.jsonl")["loss"]
+    found = curve(Training(tmp_path, precision, *more).run(precision)[0] / "curve.jsonl")["loss"]
+    rounding = 0.01 if precision == "bfloat16" else 0.002
+    assert found == pytest.approx(wanted, rel=rounding)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_stopped_training_goes_on_to_the_byte(precision: str, tmp_path: Path) -> None:
+    """float16 also keeps the scale of its gradients in the checkpoint."""
+    training = Training(tmp_path, precision, "adapter.dropout=0.2")
+    whole, _ = training.run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        training.run("broken", Killed())
+    watch = Silent()
+    broken, _ = training.run("broken", watch)
+    assert any("goes on after step 4" in said for said in watch.said)
+    assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
