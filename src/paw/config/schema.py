@@ -393,6 +393,7 @@ class PawConfig:
     runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
     everything: bool = False  # task=validate: every model, data set, adapter and experiment in conf/ instead of this composition
     force: list[str] = field(default_factory=list)  # stages to run again, of STAGES
+    verify: bool = False  # read every artifact that is used in full; else only where its size or time has changed
     seed: int = 0
     name: Optional[str] = None  # of the run folder
 

@@ -46,8 +46,8 @@ def digest(obj: Any) -> str:
 
 
 def content(path: Path, memo: Path) -> str:
-    """The hash of a file or folder's content. `memo` is a folder that remembers files by size and time stamps, so that
-    sixteen gigabytes are read once."""
+    """The hash of a file or folder's content. `memo` is a folder that remembers files by size, time stamp and inode, so that
+    sixteen gigabytes are read once, and not again where a folder was only renamed."""
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES]
         files = [p for p in files if ".cache" not in p.relative_to(path).parts]  # the hub client's own notes
@@ -55,12 +55,27 @@ def content(path: Path, memo: Path) -> str:
             raise StageError(f"{path}: holds none of the files that a model, data set or adapter is made of.")
         return digest({str(p.relative_to(path)): content(p, memo) for p in files})
     stat = path.stat()
-    known = memo / digest([str(path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    known = memo / digest([stat.st_size, stat.st_mtime_ns, stat.st_ino])
     if known.is_file():
         return known.read_text()
     value = sha256([path])
     write_text(known, value)
     return value
+
+
+def seal(folder: Path, memo: Path) -> dict[str, str]:
+    """The hash of every file of a folder, by its path in it."""
+    return {str(p.relative_to(folder)): content(p, memo) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def broken(folder: Path, sealed: Mapping[str, str], memo: Path | None) -> list[str]:
+    """The files of a sealed folder that are missing or not what they were. Size and time stamp are looked at first, content
+    where those have changed; without a memo, content in any case."""
+
+    def same(file: Path, value: str) -> bool:
+        return file.is_file() and (content(file, memo) if memo else sha256([file])) == value
+
+    return [name for name, value in sealed.items() if not same(folder / name, value)]
 
 
 def sha256(files: Sequence[Path]) -> str:

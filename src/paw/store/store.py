@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -22,9 +23,10 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from paw.errors import StageError
-from paw.store.fingerprint import content, digest, plain
+from paw.store.fingerprint import broken, content, digest, plain, seal
 from paw.store.meter import Meter
 from paw.store.write import sync, write_text
+from paw.text import some
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
              "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
@@ -81,7 +83,9 @@ class Store:
 
     root: Path
     force: Sequence[str] = ()
+    verify: bool = False  # read all of an artifact that is used, not only what changed its size or time
     _forced: set[str] = field(default_factory=set)
+    _whole: set[str] = field(default_factory=set)  # what was verified already
 
     def __post_init__(self) -> None:
         try:
@@ -91,15 +95,18 @@ class Store:
 
     def file(self, path: Path) -> Input:
         """A file or folder as an input, known by its content."""
-        manifest = path / MANIFEST
-        if manifest.is_file():
-            return Input(path, json.loads(manifest.read_text())["content"])
-        return Input(path, content(path, self.root / ".content"))
+        manifest = _manifest(path)
+        if manifest is None:
+            return Input(path, content(path, self._memo))
+        damaged = self._damaged(path, manifest)
+        if damaged:
+            raise StageError(f"{path}: is damaged ({some(damaged)}). Run the command that made it again, which makes it anew.")
+        return Input(path, manifest["content"])
 
     def tokenizer(self, folder: Path) -> Input:
         """A model's folder known by its tokenizer alone: what is encoded for one model serves all that share it."""
         files = [folder / name for name in TOKENIZER if (folder / name).is_file()]
-        return Input(folder, digest({f.name: content(f, self.root / ".content") for f in files}))
+        return Input(folder, digest({f.name: content(f, self._memo) for f in files}))
 
     def run(self, stage: Stage, config: Any, inputs: Mapping[str, Input], watch: Watch) -> Artifact:
         """The artifact of a stage: found if it was made before, waited for if another process makes it, else made.
@@ -112,13 +119,15 @@ class Store:
                 "inputs": {k: v.fingerprint for k, v in sorted(inputs.items())}}  # fmt: skip
         key = digest(what)
         final = self.root / stage.name / key[:16]
-        force = ({stage.name, "all"} & set(self.force)) and key not in self._forced
+        force = self._forces(stage.name) and key not in self._forced
         if not force and (found := self._found(final, key)):
             return found
         final.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(final, watch):
             if not force and (found := self._found(final, key)):  # another process made it while we waited
                 return found
+            if not force and final.exists():
+                self._set_aside(final, watch)
             self._forced.add(key)
             self._sweep(final)
             work = final.with_name(f"{final.name}.tmp-{socket.gethostname()}-{os.getpid()}")
@@ -133,13 +142,15 @@ class Store:
                 manifest = {
                     "key": key,
                     **what,
-                    "content": content(work, self.root / ".content"),
+                    "content": content(work, self._memo),
+                    "files": seal(work, self._memo),
                     "result": result,
                     "cost": meter.cost(),
                     "host": socket.gethostname(),
                     "paths": {k: str(v.path) for k, v in inputs.items()},
                 }
-                write_text(work / MANIFEST, json.dumps(manifest, indent=1))
+                manifest = json.loads(json.dumps(manifest))
+                write_text(work / MANIFEST, json.dumps(manifest | {"seal": digest(manifest)}, indent=1))
                 sync(work)
                 if final.exists():  # forced: the old artifact stays until this moment, and goes aside whole
                     final.rename(final.with_name(f"{final.name}.tmp-old"))
@@ -153,14 +164,36 @@ class Store:
                 free_memory()
         return Artifact(final, key, manifest["content"], result, manifest["cost"], reused=False, stage=stage.name)
 
+    def _forces(self, stage: str) -> bool:
+        return bool({stage, "all"} & set(self.force))
+
+    @property
+    def _memo(self) -> Path:
+        return self.root / ".content"
+
     def _found(self, final: Path, key: str) -> Artifact | None:
-        try:
-            manifest = json.loads((final / MANIFEST).read_text())
-        except (OSError, ValueError):
-            return None
-        if manifest["key"] != key:
+        """The finished artifact, if it is there and whole."""
+        manifest = _manifest(final)
+        if manifest is None or manifest["key"] != key or self._damaged(final, manifest):
             return None
         return Artifact(final, key, manifest["content"], manifest["result"], manifest["cost"], reused=True, stage=manifest["stage"])
+
+    def _damaged(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+        """Files of an artifact that are not what its stage wrote. Artifacts of before hashes were kept are not checked."""
+        if str(folder) in self._whole:
+            return []
+        found = broken(folder, manifest.get("files", {}), None if self.verify else self._memo)
+        if not found:
+            self._whole.add(str(folder))
+        return found
+
+    def _set_aside(self, final: Path, watch: Watch) -> None:
+        """A damaged artifact stays, under another name, for whoever wants to know what happened to it."""
+        manifest = _manifest(final)
+        damaged = [MANIFEST] if manifest is None else self._damaged(final, manifest)
+        aside = final.with_name(f"{final.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        final.rename(aside)
+        watch.say(f"{final} is damaged ({some(damaged)}): set aside as {aside.name}, and made again")
 
     def _sweep(self, final: Path) -> None:
         """Under the lock nobody else makes this artifact: what lies beside it was left by a killed process."""
@@ -179,6 +212,16 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """What an artifact's folder says of itself; None where it says nothing, or not what was written."""
+    try:
+        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        sealed = found.pop("seal", None)
+        return found if sealed is None or sealed == digest(found) else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _begun(folder: Path, what: Mapping[str, Any]) -> Path:

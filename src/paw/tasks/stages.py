@@ -66,7 +66,7 @@ class Stages:
         self.runtime = resolve_runtime(config.hardware)
         if config.evaluate.records == "parquet":
             need("pyarrow", "hub", "evaluate.records=parquet")
-        self.store = Store(Path(config.paths.artifacts), config.force)
+        self.store = Store(Path(config.paths.artifacts), config.force, config.verify)
         self.engines = Engines()  # a base stays in memory from one evaluation to the next
         self._told: set[str] = set()
         self._moved: dict[tuple[str, str, int | None], Adapter] = {}  # what several placebos spoil is asked for once

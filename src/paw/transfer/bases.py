@@ -10,10 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from paw.store import digest, replacing
+from paw.store import content, digest, replacing, write_text
 from paw.transfer.linalg import SMALL, Basis, singular_basis
 
 VERSION = "1"  # of what linalg.singular_basis computes: raise it when that changes
+HASH = ".sha256"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Bases:
 
 
 def _read(file: Path, k: int, device: str) -> Basis | None:
+    """A kept basis; None where it is not there, has fewer vectors, or is not what was written."""
     from safetensors import SafetensorError, safe_open
 
-    if not file.is_file():
+    if not file.is_file() or _hash(file) != _said(file):
         return None
     with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt", device=device) as f:
         u, v, values = (f.get_tensor(name) for name in ("u", "v", "values"))
@@ -54,3 +56,14 @@ def _write(file: Path, basis: Basis) -> None:
     tensors = {"u": basis.u, "v": basis.v, "values": basis.values}
     with replacing(file) as beside:
         save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"norm": repr(basis.norm)})
+    write_text(file.with_suffix(HASH), _hash(file))
+
+
+def _hash(file: Path) -> str:
+    return content(file, file.parent / ".content")
+
+
+def _said(file: Path) -> str | None:
+    """The hash that was written beside a basis; of one kept before hashes were, its own."""
+    beside = file.with_suffix(HASH)
+    return beside.read_text() if beside.is_file() else _hash(file)

@@ -1,0 +1,115 @@
+"""A damaged artifact is never a result: it is named, set aside and made again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Silent
+from paw.errors import StageError
+from paw.store import Artifact, Input, Stage, Store
+from paw.transfer.bases import Bases
+
+STAGE = Stage("work", "1", "test_damage:work")
+
+
+@dataclass
+class Config:
+    size: int = 1000
+
+
+def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) -> dict[str, float]:
+    (out / "weights.safetensors").write_bytes(bytes(range(250)) * (config.size // 250))
+    (out / "report.png").write_bytes(b"a picture, which no later stage reads")
+    return {"accuracy": 0.5}
+
+
+def flip(file: Path, at: int = 7) -> None:
+    """One bit of one byte."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def go(root: Path, watch: Silent, verify: bool = False) -> Artifact:
+    """As a command of its own would ask."""
+    return Store(root, verify=verify).run(STAGE, Config(), {}, watch)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["weights.safetensors", "report.png"])
+def test_it_is_named_set_aside_and_made_again(damage: Callable[[Path], None], name: str, tmp_path: Path, watch: Silent) -> None:
+    first = go(tmp_path, watch)
+    before = (first.path / "weights.safetensors").read_bytes()
+    assert go(tmp_path, watch).reused
+    damage(first.path / name)
+    again = go(tmp_path, watch)
+    assert not again.reused
+    assert (again.path, again.content) == (first.path, first.content)
+    assert (again.path / "weights.safetensors").read_bytes() == before
+    (said,) = watch.said
+    assert f"damaged ({name})" in said
+    assert str(first.path) in said
+    (aside,) = first.path.parent.glob("*.damaged-*")
+    assert aside.name in said
+    assert go(tmp_path, watch).reused
+
+
+def test_a_number_changed_in_a_manifest_is_seen(tmp_path: Path, watch: Silent) -> None:
+    done = go(tmp_path, watch)
+    manifest = done.path / "stage.json"
+    manifest.write_text(manifest.read_text().replace('"accuracy": 0.5', '"accuracy": 0.9'))
+    again = go(tmp_path, watch)
+    assert not again.reused
+    assert again.result == {"accuracy": 0.5}
+    assert "damaged (stage.json)" in watch.said[0]
+
+
+def test_a_disk_that_flips_a_bit_in_silence_is_caught_on_request(tmp_path: Path, watch: Silent) -> None:
+    """Neither size nor time says that anything happened: only reading all of it does."""
+    done = go(tmp_path, watch)
+    file = done.path / "weights.safetensors"
+    assert go(tmp_path, watch).reused  # its content is remembered by now
+    stat = file.stat()
+    flip(file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert go(tmp_path, watch).reused
+    assert not go(tmp_path, watch, verify=True).reused
+
+
+def test_a_copied_store_is_whole(tmp_path: Path, watch: Silent) -> None:
+    """New times and inodes: read once, and found to be the same."""
+    import shutil
+
+    go(tmp_path / "here", watch)
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copy)
+    assert go(tmp_path / "there", watch).reused
+    assert not watch.said
+
+
+def test_a_damaged_artifact_is_no_input(tmp_path: Path, watch: Silent) -> None:
+    done = go(tmp_path, watch)
+    flip(done.path / "weights.safetensors")
+    with pytest.raises(StageError, match=r"is damaged \(weights.safetensors\)"):
+        Store(tmp_path).file(done.path)
+
+
+@pytest.mark.parametrize("damage", [lambda file: flip(file, -5), truncate])
+def test_a_damaged_basis_is_computed_again(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    weight = torch.randn(40, 1100, generator=torch.Generator().manual_seed(0))
+    bases = Bases(tmp_path, "model")
+    first = bases.of("q_proj", (40, 1100), 8, lambda: weight, "cpu")
+    (file,) = tmp_path.glob("*.safetensors")
+    damage(file)
+    again = bases.of("q_proj", (40, 1100), 8, lambda: weight, "cpu")
+    assert torch.equal(again.v, first.v)
+    assert torch.equal(again.u, first.u)
