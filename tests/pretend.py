@@ -10,13 +10,12 @@ Nothing here says that a GPU's kernels exist, are fast or round alike, or that m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 DEVICE = "pretend"
 aten = torch.ops.aten
@@ -101,7 +100,6 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     before = {id(held(t)): t for t in tensors_in(args, kwargs)}
-    args, kwargs = pytree.tree_map_only(OnDevice, held, (args, kwargs))
 
     def out(found: torch.Tensor) -> torch.Tensor:
         same = before.get(id(found))
@@ -111,15 +109,25 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
             same.data = OnDevice(found)  # arange, for one, grows an empty tensor
         return same
 
-    return pytree.tree_map_only(torch.Tensor, out, func(*args, **kwargs))
+    done = func(*changed(args, held), **{name: changed(x, held) for name, x in kwargs.items()})
+    return changed(done, out)
 
 
 def held(t: torch.Tensor) -> torch.Tensor:
     return t.held if isinstance(t, OnDevice) else t
 
 
+def changed(x: Any, how: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """An operation's arguments or results, each tensor among them changed: they are tensors, lists of them, and values."""
+    if isinstance(x, torch.Tensor):
+        return how(x)
+    return type(x)(changed(y, how) for y in x) if isinstance(x, (list, tuple)) else x
+
+
 def tensors_in(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    return [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    changed([*args, *kwargs.values()], lambda t: found.append(t) or t)
+    return found
 
 
 def refuse_what_a_gpu_refuses(func: Any, args: Any, kwargs: Any) -> None:

@@ -111,8 +111,8 @@ def test_no_other_test_finds_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 METHODS = {
     "lora": ["adapter=tiny"],
-    "dora": ["adapter=dora"],
-    "adalora": ["adapter=adalora", "adapter.every=1"],
+    "dora": ["adapter=dora", "adapter.target_modules=[q_proj,down_proj]"],
+    "adalora": ["adapter=adalora", "adapter.target_modules=[q_proj,down_proj]", "adapter.every=1", "adapter.settle=0"],
     "ia3": ["adapter=ia3"],
     "prompt_tuning": ["adapter=prompt_tuning", "adapter.virtual_tokens=4"],
     "prefix_tuning": ["adapter=prefix_tuning", "adapter.virtual_tokens=4"],
@@ -132,7 +132,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained(runtime: Runtime, rows: Path, out: Path, ask: list[str], **more: Any) -> tuple[dict[str, Any], ...]:
-    """A training of three steps that is stopped after its checkpoint, and goes on to a fourth: its losses, its adapter, facts."""
+    """A training that goes on from its own checkpoint once it is done: its losses, its adapter, and what it says of itself."""
     c = compose_config(["task=train", "model@source=tiny_llama", *ask, "train.val_every=2", "train.max_steps=3", "train.lr=1e-2"])
     folder = out / runtime.device
     folder.mkdir(parents=True)
@@ -141,7 +141,7 @@ def trained(runtime: Runtime, rows: Path, out: Path, ask: list[str], **more: Any
     )
     plan = replace(plan, **more)
     fit.fit(plan, Silent())
-    fit.fit(replace(plan, steps=4, checkpoint=folder / CHECKPOINT, done=2), Silent())
+    fit.fit(replace(plan, checkpoint=folder / CHECKPOINT, done=2), Silent())
     found = {"losses": curve(folder / CURVE), "adapter": load_file(folder / LAST / "adapter_model.safetensors")}
     return found["losses"], found["adapter"], json.loads((folder / fit.FACTS).read_text())
 
