@@ -247,7 +247,7 @@ class Engine:
         ids = torch.tensor([[*self._job.prefix, *prompt]], device=self._model.device)
         done = self._whole().generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=batch.limit, do_sample=False,
-            stop_strings=list(batch.stop), tokenizer=self._tokenizer, pad_token_id=self._job.pad_id,
+            stop_strings=list(batch.stop) or None, tokenizer=self._tokenizer, pad_token_id=self._job.pad_id,
         )  # fmt: skip
         return list(done[0, ids.shape[1] :].tolist())
 
