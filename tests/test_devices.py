@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,13 +24,13 @@ from paw.evaluation.engine import Engine
 from paw.evaluation.plan import plan_writing
 from paw.models import merge as merging
 from paw.models.adapters import read_adapter
-from paw.models.load import Runtime, load_tokenizer
+from paw.models.load import Runtime, load_classifier, load_tokenizer
 from paw.paths import embedded
 from paw.store import Input
 from paw.tasks import dispatch, stages
 from paw.training import fit, packing
 from paw.training.module import CHECKPOINT, CURVE, LAST, curve
-from paw.transfer import calibrate, layers
+from paw.transfer import calibrate, layers, linalg
 from paw.transfer import stage as transferring
 from paw.transfer.bases import Bases
 from pretend import DEVICE, Backend, pretending
@@ -41,8 +42,10 @@ CPU, THERE = Runtime("float32"), Runtime("float32", DEVICE)
 
 @pytest.fixture(autouse=True)
 def device() -> Iterator[None]:
+    gc.freeze()  # paw collects what models leave behind; what the libraries hold need not be looked through each time
     with pretending():
         yield
+    gc.unfreeze()
 
 
 def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
@@ -241,18 +244,20 @@ def evaluated(runtime: Runtime, folder: Path, adapter: Path | None, prefix: tupl
     scores = packed(own, about, ASKED)
     plan, _ = plan_writing(WRITTEN, len(prefix), 10**6, 5, ())
     written = [x for batch in plan for x in own.run(about, batch)]
+    assert own._model.device.type == runtime.device
     assert own._trees == trees  # a fault in packed questions would only score them one by one
     return scores, written
 
 
+# What is in the past is masked by windows whatever put it there: one kind of virtual tokens will do.
+EVALUATED = [*(("tiny_llama", kind) for kind in (None, "lora", "prefix_tuning", "prompt_tuning")), ("windowed", "prompt_tuning")]
+
+
 @pytest.mark.parametrize("prefix", [(), HEAD], ids=["whole", "cached"])
-@pytest.mark.parametrize("kind", [None, "lora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning"])
-@pytest.mark.parametrize("base", ["tiny_llama", "windowed"])
+@pytest.mark.parametrize(("base", "kind"), EVALUATED)
 def test_questions_are_scored_and_answers_written(
     base: str, kind: str | None, prefix: tuple[int, ...], windowed: Path, tmp_path: Path
 ) -> None:
-    if base == "windowed" and kind not in (None, "prompt_tuning"):
-        pytest.skip("what is in the past is masked by windows, whatever put it there")
     folder = windowed if base == "windowed" else embedded(base)
     adapter = made(kind, folder, tmp_path) if kind else None
     (scores, written), (expected, wanted) = (evaluated(r, folder, adapter, prefix, True) for r in (THERE, CPU))
@@ -271,7 +276,7 @@ def test_questions_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 BOTH = {name: Input(embedded(path), path) for name, path in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
 TEXT = {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
-LAYERS = [(1, 0), (3, 4)]
+LAYERS = [(1, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -347,10 +352,15 @@ def compare(
 
 
 def layers_of(models: dict[str, Input]) -> list[tuple[int, int]]:
-    return [(1, 1), (3, 3)] if models["source"] == models["target"] else LAYERS
+    return [(1, 1)] if models["source"] == models["target"] else LAYERS
 
 
-def test_singular_bases_are_read_to_the_device(tmp_path: Path) -> None:
+def test_a_head_is_loaded_to_its_device() -> None:
+    assert load_classifier(embedded("tiny_llama"), THERE, ("no", "yes"))[0].device.type == DEVICE
+
+
+def test_singular_bases_are_found_and_read_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linalg, "SMALL", 16)  # so that this weight is a large one, of which a CPU finds a part of the spectrum
     bases, w = Bases(tmp_path, "model"), torch.randn(1100, 20, generator=torch.Generator().manual_seed(0))
     first, again = (bases.of("m", (1100, 20), k, lambda: w.to(DEVICE), DEVICE) for k in (7, 5))
     assert first.u.device.type == again.u.device.type == again.v.device.type == again.values.device.type == DEVICE
@@ -396,6 +406,7 @@ def run(task: str, folder: Path, runtime: Runtime, *ask: str) -> dict[str, Any]:
     return json.loads(next(folder.glob("outputs/runs/*/results.json")).read_text())
 
 
+@pytest.mark.slow
 def test_a_pipeline_from_end_to_end(tmp_path: Path) -> None:
     few = ["train.max_steps=3", "evaluate.limit=6", "transfer.positions=200", "transfer.controls=[]"]
     there, here = (run("pipeline", tmp_path / r.device, r, "experiment=demo", *few)["systems"] for r in (THERE, CPU))
