@@ -1,11 +1,19 @@
-"""A device that is none, so that a machine without a GPU can tell a tensor that was left on the CPU.
+"""A device that is none, so that a machine without a GPU finds a tensor that was left on the CPU.
 
-`pretend` is known to torch like any other device: `tensor.to("pretend")`, `torch.zeros(2, device="pretend")`. A tensor on it
-holds an ordinary one and every operation is computed on that, so that values and gradients are real. What a GPU refuses
-is refused: an operation on tensors of two devices, `.numpy()`, a CPU's random generator. What a GPU allows is allowed:
-copies from one device to another, numbers (0-dim CPU tensors) in element-wise operations, and CPU tensors as indices.
+`pretend` is known to torch like any other device: `x.to("pretend")`,
+`torch.zeros(2, device="pretend")`. A tensor on it holds an ordinary one, and every operation is
+computed on that: values and gradients are real. What a GPU refuses is refused: an operation on
+tensors of two devices, `.numpy()`, a CPU's random generator. What a GPU allows is allowed: copies
+from one device to another, numbers (0-dim CPU tensors) in element-wise operations, and CPU tensors
+as indices.
 
-Nothing here says that a GPU's kernels exist, are fast or round alike, or that memory is enough.
+Nothing here says that a GPU's kernels exist, are fast or round alike, or that memory is enough; nor
+anything of several devices, of autocast, or of libraries with kernels of their own (bitsandbytes).
+
+torch calls a device from outside "PrivateUse1" and lets it be written in Python. It needs two
+things. A tensor of a class of its own, which torch hands every operation that it is part of
+(`OnDevice.__torch_dispatch__`); and a function that makes the first such tensor out of nothing
+(`made`), since an operation without tensors knows its device by name alone.
 """
 
 from __future__ import annotations
@@ -22,21 +30,27 @@ aten = torch.ops.aten
 
 # Which operations may see a CPU tensor beside one on a GPU. Copies, of any shape:
 COPIES = {aten.copy_.default, aten._foreach_copy_.default}
-# x[i] and x[i] = y: x must be on the GPU, i may be on either device, and y too if it is one number.
-INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+# x[i] and x[i] = y: x must be on the GPU, i may be on either device, y too if it is one number.
+INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+}
 # A fill takes its number from wherever that is.
 FILLS = {aten.fill.Tensor, aten.fill_.Tensor, aten.masked_fill.Tensor, aten.masked_fill_.Tensor}
 
 
 class OnDevice(torch.Tensor):
-    """A tensor that says it is on the pretend device; `held` is the CPU tensor that it stands for."""
+    """A tensor that says it is on the pretend device, and holds the CPU tensor it stands for."""
 
     held: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> OnDevice:
-        with torch.inference_mode(False):  # a view of what was made outside inference_mode must be like it
+        # never an inference tensor: torch refuses one as a view of what was made outside that mode
+        with torch.inference_mode(False):
             found = torch.Tensor._make_wrapper_subclass(
                 cls,
                 held.size(),
@@ -51,7 +65,7 @@ class OnDevice(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Where torch brings every operation that has such a tensor among its arguments."""
-        if torch.is_inference_mode_enabled():  # only there operations come whole that are made of others
+        if torch.is_inference_mode_enabled():  # there alone, compound operations come whole
             found = func.decompose(*args, **(kwargs or {}))
             if found is not NotImplemented:
                 return found
@@ -63,7 +77,7 @@ class OnDevice(torch.Tensor):
         return self.cpu().tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use Tensor.cpu() first.")
+        raise TypeError(f"can't convert {self.device} device type tensor to numpy.")
 
     __array__ = numpy
 
@@ -74,7 +88,7 @@ class OnDevice(torch.Tensor):
         return self.held.untyped_storage()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return self.held.__reduce_ex__(protocol)  # files are read to the CPU, as paw and Lightning ask of torch.load
+        return self.held.__reduce_ex__(protocol)  # torch.save; paw and Lightning load to the CPU
 
     def __repr__(self, *args: Any, **kwargs: Any) -> str:
         return f"OnDevice({self.held!r})"
@@ -86,26 +100,30 @@ class OnDevice(torch.Tensor):
     @data.setter
     def data(self, value: torch.Tensor) -> None:
         if not isinstance(value, OnDevice):
-            raise RuntimeError(f"incompatible tensor type: {value.device} in the place of {self.device}")
+            raise RuntimeError(f"incompatible tensor type: {value.device} for {self.device}")
         torch.Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
         self.held = value.held
 
 
 def computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """An operation, computed on the tensors that are held. What comes out is on the device, unless the operation was asked
-    for something on the CPU, or gives back an argument that it changed in place."""
+    """An operation, computed on the tensors that are held.
+
+    What comes out is on the device, unless the operation was asked for something on the CPU, or
+    gives back an argument that it changed in place.
+    """
     refuse_what_a_gpu_refuses(func, args, kwargs)
     device = kwargs.get("device")
     to_cpu = device is not None and torch.device(device).type != DEVICE
     if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    before = {id(held(t)): t for t in tensors_in(args, kwargs)}
+    before = {id(held(t)): t for t in tensors_in([*args, *kwargs.values()])}
 
     def out(found: torch.Tensor) -> torch.Tensor:
         same = before.get(id(found))
         if same is None:
             return found if to_cpu else OnDevice(found)
-        if isinstance(same, OnDevice) and (same.shape, same.stride()) != (found.shape, found.stride()):
+        reshaped = same.shape != found.shape or same.stride() != found.stride()
+        if reshaped and isinstance(same, OnDevice):
             same.data = OnDevice(found)  # arange, for one, grows an empty tensor
         return same
 
@@ -118,42 +136,43 @@ def held(t: torch.Tensor) -> torch.Tensor:
 
 
 def changed(x: Any, how: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """An operation's arguments or results, each tensor among them changed: they are tensors, lists of them, and values."""
+    """Each tensor among an operation's arguments or results changed; some come in lists."""
     if isinstance(x, torch.Tensor):
         return how(x)
     return type(x)(changed(y, how) for y in x) if isinstance(x, (list, tuple)) else x
 
 
-def tensors_in(args: Any, kwargs: Any) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    changed([*args, *kwargs.values()], lambda t: found.append(t) or t)
-    return found
+def tensors_in(x: Any) -> list[torch.Tensor]:
+    if isinstance(x, torch.Tensor):
+        return [x]
+    return [t for y in x for t in tensors_in(y)] if isinstance(x, (list, tuple)) else []
 
 
 def refuse_what_a_gpu_refuses(func: Any, args: Any, kwargs: Any) -> None:
     generator = kwargs.get("generator")
     if generator is not None:
-        raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found '{generator.device.type}'")
-    tensors = tensors_in(args, kwargs)
+        found = generator.device.type
+        raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found '{found}'")
+    tensors = tensors_in([*args, *kwargs.values()])
     on_cpu = [t for t in tensors if not isinstance(t, OnDevice)]
     if len(on_cpu) in (0, len(tensors)) or func in COPIES:
         return
-    numbers_may_differ = torch.Tag.pointwise in func.tags or func in FILLS
-    if func in INDEXING:
-        numbers_may_differ = True
-        indices = {id(t) for t in args[1] if t is not None}
+    indexed = func in INDEXING
+    if indexed:
+        indices = {id(t) for t in tensors_in(args[1])}
         on_cpu = [t for t in on_cpu if id(t) not in indices]
-    if numbers_may_differ:  # but not the one that the result is written to, or taken from
-        keeps = args[:1] if func._schema.is_mutable or func in INDEXING else ()
-        on_cpu = [t for t in on_cpu if t.dim() or any(t is x for x in keeps)]
+    if indexed or func in FILLS or torch.Tag.pointwise in func.tags:
+        # a number may be anywhere, but not if it is what is indexed or what the result is put into
+        there = args[0] if indexed or func._schema.is_mutable else None
+        on_cpu = [t for t in on_cpu if t.dim() or t is there]
     if on_cpu:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but found at least two devices, {DEVICE}:0 and cpu! "
-            f"({func} was given a cpu tensor of shape {tuple(on_cpu[0].shape)})"
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            f"{DEVICE}:0 and cpu! ({func} got a cpu tensor of shape {tuple(on_cpu[0].shape)})"
         )
 
 
-# ---- what torch is told of the device ---------------------------------------------------------------
+# ---- what torch is told of the device ----------------------------------------------------------
 
 
 class Backend:
@@ -193,7 +212,7 @@ def made(func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def filled(into: OnDevice, values: torch.Tensor, non_blocking: bool = False) -> OnDevice:
-    """torch.tensor fills what it made without asking a tensor's class: this one copy needs a function of its own."""
+    """torch.tensor fills what it made without asking a tensor's class: a copy of its own."""
     into.held.copy_(held(values))
     return into
 
@@ -224,7 +243,7 @@ def register() -> None:
     _told.extend((hook, makers, copies))
 
 
-# ---- what stands around paw's computations: files and Lightning -------------------------------------
+# ---- what stands around paw's computations: files and Lightning --------------------------------
 
 
 @contextmanager
@@ -278,7 +297,7 @@ def _files(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lightning(patch: pytest.MonkeyPatch) -> None:
-    """paw asks Lightning for a GPU or the CPU: who is asked for the CPU gets the device where the plan says so."""
+    """paw asks Lightning for a GPU or else the CPU, which gives way where the plan says so."""
     import pytorch_lightning as pl
 
     from paw.training import fit

@@ -537,14 +537,13 @@ def test_an_adapter_is_merged(kind: str, tmp_path: Path) -> None:
     assert same(*weights, tolerance=1e-4)
 
 
-def run(runtime: Runtime, folder: Path, *command: str) -> Path:
-    """A task from its command line, in a folder of its own: the folder of its run."""
+def run(runtime: Runtime, folder: Path, *command: str) -> None:
+    """A task from its command line, in a folder of its own."""
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(stages, "resolve_runtime", lambda hardware: runtime)
         dispatch(compose_config(command), list(command))
-    return next(folder.glob("outputs/runs/*"))
 
 
 def test_predictions_are_the_same(
@@ -572,7 +571,9 @@ def test_a_pipeline_from_end_to_end(tmp_path: Path) -> None:
     ask = ["task=pipeline", "experiment=demo", "transfer.controls=[]", *few]
 
     def systems(runtime: Runtime) -> Any:
-        results = run(runtime, tmp_path / runtime.device, *ask) / "results.json"
+        folder = tmp_path / runtime.device
+        run(runtime, folder, *ask)
+        (results,) = folder.glob("outputs/runs/*/results.json")
         return json.loads(results.read_text())["systems"]
 
     there, here = both(systems)
