@@ -1,11 +1,15 @@
-"""paw beside TRL's SFTTrainer and the plain Trainer with PEFT: the same model, examples, LoRA and float32, turn about.
+"""paw beside TRL's SFTTrainer and the plain Trainer with PEFT: the same model, examples, LoRA and precision, turn about.
 
     python benchmarks/training.py DATA.jsonl[.gz] --model smollm2_135m --steps 10 --rounds 3
+    python benchmarks/training.py DATA --device cuda --dtype bfloat16
 
-DATA has rows of {question, answer}. Each contender trains in a process of its own, one at a time, in every round; a step is 8
+DATA has rows of {question, answer}; a folder is looked into for gsm8k/train.jsonl[.gz], else GSM8K is
+fetched from the hub. Each contender trains in a process of its own, one at a time, in every round; a step is 8
 examples, in the same order for all but TRL's packing, which chooses its own. Printed are tokens a second (real ones, without the
 first step, the median of the rounds), the ratio to paw in the same round, the largest difference of a step's loss, and
-the peak of resident memory. The packages trl and datasets are needed.
+the peak of resident memory, or on a GPU of what torch takes there. Without --micro TRL computes what was fastest on two
+cores, two examples at a time, and on a GPU the whole step at once; there it packs a step into one row, too. The packages
+trl and datasets are needed.
 """
 
 from __future__ import annotations
@@ -25,22 +29,31 @@ from typing import Any
 from paw.config.compose import compose_config
 from paw.console import Console
 from paw.data.encode import encode
+from paw.data.load import split_file
 from paw.models.load import load_tokenizer
 from paw.models.locate import locate
 from paw.text import markdown_table
 from paw.training.batches import order
 
 BATCH, LR, R, ALPHA = 8, 2e-4, 16, 32
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "TRL, same batches": ("trl", {"trl_mode": "same_batches"}),
-    "TRL, packed in rows of 512": ("trl", {"trl_mode": "packed", "row_len": 512}),
-    "Trainer + PEFT": ("hf", {}),
-}
 
 
-def watched(command: list[str], cwd: Path) -> float:
+def peers(device: str, micro: int | None) -> dict[str, tuple[str, dict[str, Any]]]:
+    """By name: which trainer, and what is set for it: what was fastest on two cores; on a GPU as much at once as there is."""
+    micro = micro or (2 if device == "cpu" else BATCH)
+    packed = ("TRL, packed in rows of 512", {"row_len": 512}) if device == "cpu" else ("TRL, packed, a row a step", {})
+    return {
+        "TRL, same batches": ("trl", {"trl_mode": "same_batches", "micro_batch": micro}),
+        packed[0]: ("trl", {"trl_mode": "packed", **packed[1]}),
+        "Trainer + PEFT": ("hf", {}),
+    }
+
+
+def watched(command: list[str], cwd: Path, device: str) -> float:
     """Runs a command; the peak of its resident memory in MiB, which the kernel keeps."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("GOMP")}
+    # Trainers take every GPU that they see: all contenders get the same one, or none.
+    env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0] if device == "cuda" else ""
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env)
     peak = 0.0
     while process.poll() is None:
@@ -54,7 +67,8 @@ def watched(command: list[str], cwd: Path) -> float:
     return peak
 
 
-def ours(data: Path, model: str, steps: int, work: Path) -> dict[str, Any]:
+def command_line(data: Path, model: str, steps: int, device: str, dtype: str) -> list[str]:
+    """What paw is asked."""
     train = {
         "max_steps": steps,
         "batch_size": BATCH,
@@ -65,20 +79,30 @@ def ours(data: Path, model: str, steps: int, work: Path) -> dict[str, Any]:
         "max_length": 4096,
     }
     adapter = {"r": R, "alpha": ALPHA, "dropout": 0}
-    ask = ["task=train", f"model@source={model}", "dataset=own_text", f"dataset.path={data}", "dataset.eval_split=test", "evaluate.limit=1",
-           "hardware=cpu", *(f"train.{k}={v}" for k, v in train.items()), *(f"adapter.{k}={v}" for k, v in adapter.items())]  # fmt: skip
-    peak = watched([sys.executable, "-m", "paw.run", *ask], work)
+    return [
+        "task=train", f"model@source={model}", "dataset=own_text", f"dataset.path={data}", "dataset.eval_split=test",
+        "evaluate.limit=1", f"hardware.device={device}", f"hardware.precision={dtype}",
+        *(f"train.{k}={v}" for k, v in train.items()), *(f"adapter.{k}={v}" for k, v in adapter.items()),
+    ]  # fmt: skip
+
+
+def ours(ask: list[str], device: str, work: Path) -> dict[str, Any]:
+    peak = watched([sys.executable, "-m", "paw.run", *ask], work, device)
     (stage,) = (work / "outputs" / "artifacts" / "train").glob("*/stage.json")
     losses = [json.loads(line)["loss"] for line in (stage.parent / "curve.jsonl").read_text().splitlines()]
+    if device == "cuda":
+        peak = json.loads(stage.read_text())["cost"]["gpu_mib"]
     times = [line.split(",") for line in (stage.parent / "times.csv").read_text().splitlines()[1:]]
     return {"losses": losses, "seconds": [float(t[2]) for t in times], "tokens": [int(t[1]) for t in times], "peak": peak}
 
 
 def peer(which: str, spec: dict[str, Any], work: Path) -> dict[str, Any]:
     (work / "spec.json").write_text(json.dumps(spec))
-    peak = watched([sys.executable, str(Path(__file__).with_name("training_peers.py")), which, "spec.json", "out.json"], work)
+    peak = watched(
+        [sys.executable, str(Path(__file__).with_name("training_peers.py")), which, "spec.json", "out.json"], work, spec["device"]
+    )
     found: dict[str, Any] = json.loads((work / "out.json").read_text())
-    return found | {"peak": peak}
+    return found | {"peak": peak if found["gpu_mib"] is None else found["gpu_mib"]}
 
 
 def speed(run: dict[str, Any]) -> float:
@@ -86,22 +110,38 @@ def speed(run: dict[str, Any]) -> float:
     return float(sum(run["tokens"][1:]) / sum(run["seconds"][1:]))
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--model", default="smollm2_135m")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--micro", type=int, default=2, help="examples that TRL computes at a time on the same batches")
-    asked = parser.parse_args()
-    opener = gzip.open if asked.data.suffix == ".gz" else open
-    with opener(asked.data, "rt", encoding="utf-8") as f:
+    parser.add_argument("--micro", type=int, help="examples that TRL computes at a time on the same batches")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    return parser
+
+
+def rows_file(data: Path, watch: Console) -> Path:
+    """A file as it stands, or GSM8K's training split in a folder, else from the hub."""
+    if data.is_file():
+        return data
+    return split_file(compose_config(["task=train", "model@source=tiny_llama", "dataset=gsm8k"]).dataset, "train", str(data), watch)
+
+
+def main() -> None:
+    asked = parser().parse_args()
+    file = rows_file(asked.data, Console(sys.stderr))
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8") as f:
         rows = [json.loads(line) for line in f][: BATCH * asked.steps]
     folder = locate(compose_config([f"model@source={asked.model}"]).source, None, Console(sys.stderr))
     found = encode(load_tokenizer(folder), [(f"Question: {r['question']}\nAnswer:", f" {r['answer']}") for r in rows], False, close=True)
     spec = {"model": str(folder), "rows": [[list(found[i].ids), found[i].start] for i in order(len(rows), 0, 0)], "batch": BATCH,
-            "steps": asked.steps, "lr": LR, "r": R, "alpha": ALPHA, "dropout": 0.0, "seed": 0}  # fmt: skip
-    runs: dict[str, list[dict[str, Any]]] = {"paw": [], **{name: [] for name in PEERS}}
+            "steps": asked.steps, "lr": LR, "r": R, "alpha": ALPHA, "dropout": 0.0, "seed": 0,
+            "device": asked.device, "dtype": asked.dtype}  # fmt: skip
+    beside = peers(asked.device, asked.micro)
+    runs: dict[str, list[dict[str, Any]]] = {"paw": [], **{name: [] for name in beside}}
     with tempfile.TemporaryDirectory() as name:
         data = Path(name) / "data"
         data.mkdir()
@@ -113,13 +153,14 @@ def main() -> None:
                 work = Path(name) / f"{turn}_{names.index(who)}"
                 work.mkdir()
                 if who == "paw":
-                    runs[who].append(ours(data, asked.model, asked.steps, work))
+                    ask = command_line(data, asked.model, asked.steps, asked.device, asked.dtype)
+                    runs[who].append(ours(ask, asked.device, work))
                 else:
-                    which, more = PEERS[who]
-                    more = {"micro_batch": asked.micro} | more if "same" in who else more
+                    which, more = beside[who]
                     runs[who].append(peer(which, spec | more, work))
                 print(f"round {turn + 1}: {who}, {speed(runs[who][-1]):.0f} tokens a second", file=sys.stderr, flush=True)
-    table = [["", "tokens a second", "paw is faster by", "largest difference of a step's loss", "peak MiB"]]
+    table = [["", "tokens a second", "paw is faster by", "largest difference of a step's loss",
+              "peak MiB" if asked.device == "cpu" else "peak GPU MiB"]]  # fmt: skip
     for who, several in runs.items():
         ratios = [speed(a) / speed(b) for a, b in zip(runs["paw"], several, strict=True)]
         apart = max(abs(a - b) / b for a, b in zip(runs["paw"][0]["losses"], several[0]["losses"], strict=False))
@@ -130,7 +171,8 @@ def main() -> None:
             f"{statistics.median(r['peak'] for r in several):.0f}",
         ])  # fmt: skip
     tokens = sum(runs["paw"][0]["tokens"])
-    print(f"{asked.model}, {asked.steps} steps of {BATCH} examples, {tokens} tokens, {asked.rounds} rounds\n\n{markdown_table(table)}")
+    said = f"{asked.model}, {asked.dtype} on {asked.device}, {asked.steps} steps of {BATCH} examples, {tokens} tokens"
+    print(f"{said}, {asked.rounds} rounds\n\n{markdown_table(table)}")
 
 
 if __name__ == "__main__":

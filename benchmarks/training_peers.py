@@ -1,10 +1,10 @@
-"""Two peers that train LoRA on a CPU, each in a process of its own: python training_peers.py trl|hf SPEC.json OUT.json
+"""Two peers that train LoRA, each in a process of its own: python training_peers.py trl|hf SPEC.json OUT.json
 
 benchmarks/training.py starts them. TRL's settings are the fastest that were found for it on two cores: single examples
 accumulated where a step must see the same examples as the others, rows of 512 tokens where it may pack; no gradient
-checkpointing and no bfloat16, both of which it turns on by default, on CPUs too.
+checkpointing, which it turns on by default, and bfloat16 (its default, on CPUs too) only where it is asked for.
 
-SPEC: model, rows [[ids, start], ...], batch, steps, lr, r, alpha, dropout, seed.
+SPEC: model, rows [[ids, start], ...], batch, steps, lr, r, alpha, dropout, seed, device (cpu or cuda), dtype.
 Optional: trl_mode ("same_batches" | "packed"), micro_batch (examples per forward), row_len (packed only),
 attn, overrides (any further SFTConfig / TrainingArguments arguments).
 """
@@ -12,7 +12,7 @@ attn, overrides (any further SFTConfig / TrainingArguments arguments).
 import os
 
 # Read by the hub's client when it loads.
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import json
 import logging
@@ -44,10 +44,17 @@ class Meter(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for series in (self.losses, self.tokens, self.label_tokens):
             series.append(0)
-        self.start = time.perf_counter()
+        self.start = self._now()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append(self._now() - self.start)
+
+    @staticmethod
+    def _now() -> float:
+        """When all that was asked of a GPU is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def see(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         mask = inputs.get("attention_mask")  # none when padding-free: every token is then real
@@ -85,11 +92,11 @@ def common(spec: Spec, micro: int) -> dict[str, Any]:
         "optim": "adamw_torch_fused",
         "train_sampling_strategy": "sequential",
         "seed": spec["seed"],
-        "use_cpu": True,
-        "bf16": False,  # SFTConfig turns it on when unset, on CPU too
+        "use_cpu": spec["device"] == "cpu",
+        "bf16": spec["dtype"] == "bfloat16",  # SFTConfig turns it on when unset, on CPU too
         "gradient_checkpointing": False,  # SFTConfig turns it on
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": False,
+        "dataloader_pin_memory": spec["device"] == "cuda",
         "logging_strategy": "no",
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
@@ -100,7 +107,9 @@ def common(spec: Spec, micro: int) -> dict[str, Any]:
 
 
 def parts(spec: Spec) -> tuple[Any, Any, LoraConfig, Dataset]:
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32, attn_implementation=spec.get("attn", "sdpa"))
+    # Frozen weights in the precision asked for, as paw has them; PEFT keeps its factors in float32, and autocast does the rest.
+    dtype = getattr(torch, spec["dtype"])
+    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype, attn_implementation=spec.get("attn", "sdpa"))
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
     if tokenizer.pad_token is None:
@@ -154,7 +163,7 @@ def run_trl(spec: Spec, meter: Meter) -> tuple[Trainer, dict[str, Any]]:
     else:
         # One example per forward, accumulated to the batch: nothing is padded, the mask drops out (so SDPA takes its
         # causal path), and TRL still divides by the label tokens of the whole step, so the loss is the batch's own.
-        # TRL scores every position against the vocabulary on CPU, so padding is what costs it most.
+        # TRL scores every position against the vocabulary on CPU, so padding is what costs it most there.
         micro = spec.get("micro_batch", 1)
         extra = {"max_length": None}
     chosen = common(spec, micro) | extra | spec.get("overrides", {})
@@ -178,7 +187,8 @@ def main() -> None:
     meter = Meter()
     trainer, chosen = {"hf": run_hf, "trl": run_trl}[which](spec, meter)
     trainer.train()
-    out = {"losses": meter.losses, "seconds": meter.seconds, "tokens": meter.tokens, "settings": chosen}
+    gpu = torch.cuda.max_memory_allocated() / 2**20 if spec["device"] == "cuda" else None
+    out = {"losses": meter.losses, "seconds": meter.seconds, "tokens": meter.tokens, "gpu_mib": gpu, "settings": chosen}
     Path(out_path).write_text(json.dumps(out, indent=1, default=str))
 
 
