@@ -1,13 +1,15 @@
 """Transfer at the true shapes of Llama-3-8B and Qwen2.5-7B (random values, bf16), and the seeds' way beside it.
 
-python benchmarks/scale.py write DIR           both models' folders and a rank-16 adapter, 31 GB
+python benchmarks/scale.py write DIR [4]       both models' folders, 31 GB; or so many layers of each, .9 GB a layer
 python benchmarks/scale.py transfer DIR [4]    cross_lora, k = 320, of so many whole layers (or all), twice: seconds, peak memory
 python benchmarks/scale.py svd DIR [ROLE ...]  singular bases of layer 0 beside torch.linalg.svd; ROLE:default with square factors
+
+With --device cuda all of it is computed on a GPU.
 """
 
+import argparse
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
@@ -40,7 +42,8 @@ class Quiet:
     def say(self, text: str) -> None: ...
 
 
-def write(root: Path) -> None:
+def write(root: Path, few: int | None, device: str) -> None:
+    """All layers, or the first few; those without the embeddings, which no method looks at that is measured here."""
     for name, (d, ff, layers, heads, groups, vocabulary) in MODELS.items():
         folder, size = root / name, d // heads
         folder.mkdir(parents=True)
@@ -49,15 +52,20 @@ def write(root: Path) -> None:
         rows = {"self_attn.q_proj": (d, d), "self_attn.k_proj": (groups * size, d), "self_attn.v_proj": (groups * size, d)}
         rows |= {"self_attn.o_proj": (d, d), "mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff)}
         torch.manual_seed(0)
-        for layer in range(layers):
-            tensors = {f"model.layers.{layer}.{m}.weight": (torch.randn(s) * 0.02).bfloat16() for m, s in rows.items()}
+        for layer in range(few or layers):
+            tensors = {f"model.layers.{layer}.{m}.weight": random(s, device) for m, s in rows.items()}
             save_file(tensors, folder / f"model-{layer:05}.safetensors")
-        ends = {f"{m}.weight": (torch.randn(vocabulary, d) * 0.02).bfloat16() for m in ("model.embed_tokens", "lm_head")}
-        save_file(ends, folder / "model-ends.safetensors")
+        if few is None:
+            ends = {f"{m}.weight": random((vocabulary, d), device) for m in ("model.embed_tokens", "lm_head")}
+            save_file(ends, folder / "model-ends.safetensors")
 
 
-def adapter(root: Path, layers: int) -> Path:
-    folder = root / f"adapter_{layers}"
+def random(shape: tuple[int, int], device: str) -> torch.Tensor:
+    return (torch.randn(shape, device=device) * 0.02).bfloat16().cpu()
+
+
+def adapter(root: Path, layers: int | None) -> Path:
+    folder = root / f"adapter_{layers or 'all'}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     torch.manual_seed(1)
@@ -68,43 +76,51 @@ def adapter(root: Path, layers: int) -> Path:
     return folder
 
 
-def transfer(root: Path, layers: int) -> None:
+def transfer(root: Path, layers: int | None, device: str) -> None:
     like = compose_config(["transfer=cross_lora", f"transfer.basis={K}", "transfer.gain=weight", "transfer.controls=[]"]).transfer
-    depths = [MODELS[name][2] for name in MODELS]
-    artifacts = root / f"artifacts_{layers}"
+    depths = [len(stage.layers_of(root / name)) for name in MODELS]  # those that were written
+    artifacts = root / f"artifacts_{layers or 'all'}"
     shutil.rmtree(artifacts, ignore_errors=True)
     inputs = {
         "source": Input(root / "llama3_8b", "s"),
         "target": Input(root / "qwen25_7b", "t"),
         "adapter": Input(adapter(root, layers), "a"),
     }
-    config = stage.TransferStage(transfer_named("cross_lora", like), list(proportional(*depths)), None, Runtime("float32"))
+    config = stage.TransferStage(transfer_named("cross_lora", like), list(proportional(*depths)), None, Runtime("float32", device))
     config.bases = str(artifacts / "bases")
     before = psutil.Process().memory_info().rss / 2**30
-    rows = [["run", "target modules", "seconds", "peak resident GiB"]]
+    rows = [["run", "target modules", "seconds", "peak resident GiB", *(["peak GPU GiB"] if device == "cuda" else [])]]
     for run in ("first", "second, bases kept"):
         done = Store(artifacts, ["transfer"]).run(stage.STAGE, config, inputs, Quiet())
         cost = done.cost
-        rows.append([run, str(done.result["target_modules"]), f"{cost['seconds']:.1f}", f"{cost['ram_mib'] / 1024:.2f}"])
+        memory = [f"{cost[key] / 1024:.2f}" for key in ("ram_mib", *(["gpu_mib"] if device == "cuda" else []))]
+        rows.append([run, str(done.result["target_modules"]), f"{cost['seconds']:.1f}", *memory])
     kept = sum(f.stat().st_size for f in (artifacts / "bases").iterdir()) / 2**30
     print(markdown_table(rows))
     print(f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, resident before {before:.2f} GiB")
 
 
-def svd(root: Path, roles: list[str]) -> None:
+def clock(device: str) -> float:
+    """Seconds, when all that was asked of a GPU is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def svd(root: Path, roles: list[str], device: str) -> None:
     """`ROLE` beside the thin SVD, `ROLE:default` beside torch.linalg.svd as it is called without arguments (square factors)."""
     rows = [["module", "shape", "torch.linalg.svd s", "Gram and eigh s", "ratio", "overlap of u", "of v"]]
     total = [0.0, 0.0]
     for name in MODELS:
-        weights = Weights(root / name, "cpu")
+        weights = Weights(root / name, device)
         for role in roles or by_layer(weights.shapes)[0]:
             role, _, whole = role.partition(":")
             w = weights[by_layer(weights.shapes)[0][role]]
-            began = time.perf_counter()
+            began = clock(device)
             ours = singular_basis(w, K)
-            between = time.perf_counter()
+            between = clock(device)
             u, _, vh = torch.linalg.svd(w, full_matrices=bool(whole))
-            seconds = (time.perf_counter() - between, between - began)
+            seconds = (clock(device) - between, between - began)
             total = [t + s for t, s in zip(total, seconds, strict=True)]
             same = [overlap(a, b) for a, b in ((ours.u, u[:, :K]), (ours.v, vh[:K].T))]
             figures = [*(f"{s:.2f}" for s in seconds), f"{seconds[0] / seconds[1]:.1f}", *(f"{s:.6f}" for s in same)]
@@ -114,11 +130,19 @@ def svd(root: Path, roles: list[str]) -> None:
     print(markdown_table(rows))
 
 
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["write", "transfer", "svd"])
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("rest", nargs="*", help="a number of layers, or roles")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    return parser
+
+
 if __name__ == "__main__":
-    what, where, *rest = sys.argv[1:] if len(sys.argv) > 2 else sys.exit(__doc__)
-    if what == "write":
-        write(Path(where))
-    elif what == "transfer":
-        transfer(Path(where), int(rest[0]) if rest else 32)
+    asked = parser().parse_args()
+    if asked.what == "svd":
+        svd(asked.folder, asked.rest, asked.device)
     else:
-        svd(Path(where), rest)
+        run = {"write": write, "transfer": transfer}[asked.what]
+        run(asked.folder, int(asked.rest[0]) if asked.rest else None, asked.device)
