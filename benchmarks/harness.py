@@ -285,13 +285,7 @@ def random_adapter(folder: str, work: str, seed: int = 0) -> str:
     return str(out)
 
 
-def main() -> None:
-    if sys.argv[1] == "child":
-        _, _, side, folder = sys.argv
-        c = argparse.Namespace(**json.loads((Path(folder) / "settings.json").read_text()))
-        found = {"paw": with_paw, "harness": with_harness, "truth": in_double}[side](c)
-        (Path(folder) / "found.json").write_text(json.dumps(found))
-        return
+def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=["parity", "speed"])
     p.add_argument("--data", required=True)
@@ -306,7 +300,17 @@ def main() -> None:
     p.add_argument("--adapter", help="an adapter folder, or `random`")
     p.add_argument("--dtype", default="float32")
     p.add_argument("--device", default="cpu")
-    c = p.parse_args()
+    return p
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["child"]:
+        _, _, side, folder = sys.argv
+        c = argparse.Namespace(**json.loads((Path(folder) / "settings.json").read_text()))
+        found = {"paw": with_paw, "harness": with_harness, "truth": in_double}[side](c)
+        (Path(folder) / "found.json").write_text(json.dumps(found))
+        return
+    c = parser().parse_args()
     c.data = str(Path(c.data).resolve())
     with tempfile.TemporaryDirectory() as work:
         from paw.config.compose import model_named
