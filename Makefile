@@ -1,10 +1,10 @@
-# make demo | test | quick | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment
+# make demo | test | quick | gpu | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick gpu lint clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,6 +15,13 @@ test: $(READY) $(VENV)/.models
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"
+
+# The first check of a machine with NVIDIA GPUs: tests, profiles, strategies and benchmarks, into docs/gpu.md. What only a GPU
+# needs is installed where the driver's tool is found; a package that cannot be built there costs its own rows, no more.
+gpu: $(READY) $(VENV)/.models
+	@if command -v nvidia-smi >/dev/null; then for package in deepspeed liger-kernel lm-eval==0.4.13; do \
+	  $(BIN)/python -m pip install --quiet -c constraints.txt $$package || echo "$$package is not installed"; done; fi
+	$(BIN)/python scripts/gpu.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
