@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 
 from paw.config.compose import compose_config, groups
+from paw.config.schema import HardwareConfig
 from paw.text import markdown_table
 
 Figures = Callable[[Path, str], str]
@@ -117,14 +118,19 @@ def demos(gpus: int) -> Iterator[Step]:
     """The demo by every hardware profile in 16 bits, on as many of its devices as there are."""
     yield paw("Demo", "cpu, float32", "hardware=cpu hardware.precision=float32", demo)
     for name in groups()["hardware"]:
-        profile = compose_config([f"hardware={name}"]).hardware
-        devices = max(1, min(profile.devices, gpus))
-        more = f" hardware.devices={devices}" if devices < profile.devices else ""
+        wanted = profile(name).devices
+        devices = max(1, min(wanted, gpus))
+        more = f" hardware.devices={devices}" if devices < wanted else ""
         if devices > 1:  # a batch is a device's, and all tables are of 32 examples a step
             more += f" train.batch_size={max(1, 32 // devices)}"
         for bits in ("bfloat16", "float16"):
             ask = f"hardware={name} hardware.precision={bits}{more}"
             yield paw("Demo", f"{name}, {bits}", ask, demo)
+
+
+@cache
+def profile(name: str) -> HardwareConfig:
+    return compose_config([f"hardware={name}"]).hardware
 
 
 def trainings(gpus: int) -> Iterator[Step]:
@@ -181,7 +187,7 @@ def rows(peer: str, dataset: str, split: str) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
     except subprocess.TimeoutExpired:
         return f"{dataset}: not fetched within 90 s"
-    return done.stderr.strip().splitlines()[-1] if done.returncode else ""
+    return done.stderr.strip().rpartition("the first is ")[2] if done.returncode else ""
 
 
 # ---- what they found --------------------------------------------------------------------------
