@@ -96,7 +96,8 @@ def steps(gpus: int) -> list[Step]:
     speed = f"python benchmarks/harness.py speed {arc_easy} --rows 200 --rounds 2 --batches 32 128"
     train = f"python benchmarks/training.py DATA --steps 20 --rounds 2 {on}"
     scale = f"python benchmarks/scale.py {{}} {WORK}/scale 4 --device cuda"
-    same = columns("largest difference", "same prediction")
+    exact = ("harness to float64 there", "paw to float64 there")
+    same = columns("largest difference", *exact, "same prediction")
     faster = columns("harness s (its best batch)", "paw s", "ratio, median of 2")
     tokens = columns("tokens a second", "paw is faster by", "peak GPU MiB")
     costs = columns("seconds", "peak resident GiB", "peak GPU GiB")
@@ -249,11 +250,11 @@ def trained(out: Path, said: str) -> str:
 # ---- running and writing ----------------------------------------------------------------------
 
 
-def run(step: Step, left: float) -> Row:
-    """Runs a step in the time that is left; what it started ends with it."""
-    if why := step.needs() or ("the time for all is over" if left <= 0 else ""):
+def run(step: Step, end: float) -> Row:
+    """Runs a step in its time and what is left of all; what it started ends with it."""
+    if why := "the time for all is over" if time.monotonic() >= end else step.needs():
         return Row(step, f"skipped: {why}")
-    log, limit = step.folder.with_suffix(".log"), min(step.limit, left)
+    log, limit = step.folder.with_suffix(".log"), min(step.limit, end - time.monotonic())
     log.parent.mkdir(parents=True, exist_ok=True)
     words = {"python": sys.executable, "DATA": DATA}
     command = [words.get(word, word) for word in step.command.split()]
@@ -327,7 +328,7 @@ def main() -> int:
     end, found = time.monotonic() + BUDGET, list[Row]()
     for step in steps(gpus):
         print(f"\n{step.section}: {step.name}\n  {step.command}", flush=True)
-        row = Row(step, f"skipped: {why}") if why else run(step, end - time.monotonic())
+        row = Row(step, f"skipped: {why}") if why else run(step, end)
         figures = f", {row.seconds:.0f} s: {row.figures}" if row.seconds else ""
         print("\n  | ".join([f"  {row.result}{figures}", *row.tail.splitlines()]), flush=True)
         found.append(row)

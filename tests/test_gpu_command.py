@@ -9,6 +9,7 @@ import time
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -108,13 +109,17 @@ def step(code: str, limit: int = 60, **more: object) -> object:
     return Step("Demo", "a line", "python line.py", limit, **({"figures": gpu.last_line} | more))
 
 
+def ran(step: object, left: float = 60) -> Any:
+    return gpu.run(step, time.monotonic() + left)
+
+
 def test_a_step_reports_its_figures(work: Path) -> None:
-    row = gpu.run(step("print('12 passed')"), 60)
+    row = ran(step("print('12 passed')"))
     assert (row.result, row.figures, row.tail) == ("ok", "12 passed", "")
 
 
 def test_a_step_that_fails_reports_its_last_lines(work: Path) -> None:
-    row = gpu.run(step("print('begun'); raise SystemExit('paw: error: no room')"), 60)
+    row = ran(step("print('begun'); raise SystemExit('paw: error: no room')"))
     assert (row.result, row.figures) == ("failed: exit code 1", "not measured")
     assert row.tail.splitlines() == ["begun", "paw: error: no room"]
 
@@ -122,9 +127,9 @@ def test_a_step_that_fails_reports_its_last_lines(work: Path) -> None:
 def test_a_step_is_stopped_with_all_that_it_started(work: Path) -> None:
     child = "import time; time.sleep(3); open('late', 'w')"
     started = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
-    assert gpu.run(step(started, limit=1), 60).result == "failed: stopped after 1 s"
-    assert gpu.run(step(started), 0.5).result == "failed: stopped after 0 s"
-    assert gpu.run(step(started), -1).result == "skipped: the time for all is over"
+    assert ran(step(started, limit=1)).result == "failed: stopped after 1 s"
+    assert ran(step(started), 0.5).result == "failed: stopped after 0 s"
+    assert ran(step(started), -1).result == "skipped: the time for all is over"
     time.sleep(3)
     assert not (work / "late").exists()
 
@@ -133,9 +138,9 @@ def test_figures_that_are_wrong_or_missing_are_a_failure(work: Path) -> None:
     def wrong(folder: Path, said: str) -> str:
         raise gpu.Wrong("0.2, but 1.0 on the CPU")
 
-    assert gpu.run(step("", figures=wrong), 60).result == "failed: 0.2, but 1.0 on the CPU"
-    assert "failed: no figures" in gpu.run(step("", figures=gpu.demo), 60).result
-    assert gpu.run(step("", needs=lambda: "no trl"), 60).result == "skipped: no trl"
+    assert ran(step("", figures=wrong)).result == "failed: 0.2, but 1.0 on the CPU"
+    assert "failed: no figures" in ran(step("", figures=gpu.demo)).result
+    assert ran(step("", needs=lambda: "no trl")).result == "skipped: no trl"
 
 
 def test_a_table_is_read_by_its_columns() -> None:
