@@ -45,7 +45,7 @@ def test_the_cards_command_line() -> None:
     c = compose_config(["model@source=llama3_8b", "model@target=qwen25_7b", "hardware=a800x4"])
     assert (c.source.hub, c.target.hub) == ("meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
     assert (c.dataset.name, c.task, c.transfer.method) == ("arc_challenge", "pipeline", "procrustes")
-    assert (c.hardware.devices, c.train.batch_size, c.evaluate.batch_tokens, c.paths.models_dir) == (4, 2, None, "../autodl-tmp/models")
+    assert (c.hardware.devices, c.train.batch_size, c.evaluate.batch_tokens, c.paths.models_dir) == (4, 2, None, "../models")
     assert (c.adapter.r, c.adapter.alpha, c.adapter.dropout, c.transfer.similarity_threshold) == (16, 32, 0.1, 1e-4)
 
 

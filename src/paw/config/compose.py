@@ -62,6 +62,8 @@ def typed(config: DictConfig) -> PawConfig:
         raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
     if result.adapter.path and result.task in ("evaluate", "train", "prefer"):
         raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
+    if result.target_adapter.path and result.task != "pipeline":
+        raise ConfigError(f"target_adapter.path: only task=pipeline compares with an adapter of the target, not task={result.task}.")
     if result.evaluate.mode == "letter" and result.dataset.kind in ("text", "chat"):
         raise ConfigError(f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate.")
     if result.evaluate.mode == "classify":

@@ -182,6 +182,7 @@ class EvaluateConfig:
 
 
 EVIDENCE = ("weights", "embeddings", "text", "models")
+ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
@@ -196,8 +197,11 @@ class TransferConfig:
     spread: bool = False  # the layers that a matching leaves out join its nearest: added up, or divided
     gain: str = "activation"  # none, weight, activation, or a number
     basis: Optional[int] = None  # singular vectors kept a side; else 320, and at most half of the smallest dimension
+    # What the gate looks at. raw: overlap of the mapped source subspaces with the target's; excess: that above chance;
+    # weights: the source systems' measure, ‖U_sᵀU_t‖²/k² of the weights as they are, whose chance is 1 in the larger width.
     similarity: str = "raw"
     similarity_threshold: float = 1e-4
+    modules: list[str] = field(default_factory=list)  # roles that are transferred, such as [q_proj,v_proj]; empty: all
     keep_top: float = 1.0  # the share of the target's layers, the most similar ones, that are transferred
     positions: int = 16384  # calibration positions
     calibration: Optional[str] = transient(None)  # a text file, a document a line; else the data set's own text
@@ -211,7 +215,9 @@ class TransferConfig:
     def __post_init__(self) -> None:
         one_of("transfer.evidence", self.evidence, EVIDENCE)
         one_of("transfer.layers", self.layers, ("proportional", "index", "cka", "similarity"))
-        one_of("transfer.similarity", self.similarity, ("raw", "excess"))
+        one_of("transfer.similarity", self.similarity, ("raw", "excess", "weights"))
+        for role in self.modules:
+            one_of("transfer.modules", role, ROLES)
         if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.gain):
             one_of("transfer.gain", self.gain, ("none", "weight", "activation", "a number"))
         if self.basis is not None:
@@ -286,6 +292,7 @@ class HardwareConfig:
     precision: str = "auto"
     devices: int = 1
     strategy: str = "auto"  # of training on several devices: auto is ddp
+    deepspeed: Optional[str] = None  # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
     memory_gb: Optional[float] = None  # of one device, for task=validate
     threads: Optional[int] = None
     train_batch_size: int = 4
@@ -297,8 +304,17 @@ class HardwareConfig:
         one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         within("hardware.devices", self.devices, 1, 1024)
+        if self.deepspeed is not None and self.strategy != "deepspeed":
+            raise ConfigError(f"hardware.deepspeed: needs hardware.strategy=deepspeed, not {self.strategy}.")
         if self.strategy == "deepspeed" and self.device == "cpu":
             raise ConfigError("hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which also run on CPUs.")
+
+
+@dataclass
+class GivenConfig:
+    """An adapter of the target model from elsewhere: task=pipeline trains none of its own then."""
+
+    path: Optional[str] = None
 
 
 @dataclass
@@ -383,6 +399,7 @@ class PawConfig:
     transfer: TransferConfig = MISSING
     hardware: HardwareConfig = MISSING
     tracker: TrackerConfig = MISSING
+    target_adapter: GivenConfig = field(default_factory=GivenConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)

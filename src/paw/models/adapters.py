@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 from paw.errors import AdapterError
 from paw.models.layout import Part
 from paw.store import write_text
+from paw.text import some
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS, BIRTH = "adapter_config.json", "adapter_model.safetensors", "paw.json"
+PICKLED = "adapter_model.bin"  # what older versions of PEFT wrote
+# Initialisations after which the base is no longer what it was: the adapter is relative to a residual of it.
+RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PREFIX = "base_model.model."
 
 
@@ -37,6 +41,57 @@ class Factors:
         return float(((self.b.T @ self.b) * (self.a @ self.a.T)).sum().clamp_min(0).sqrt())
 
 
+def find_adapter(path: str) -> Path:
+    """The PEFT folder at a path, or the only one below it: the layouts `runs/<dataset>/<model>/…/final_model` of older
+    scripts are taken as they are.
+
+    Raises:
+        AdapterError: where there is none, or more than one.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise AdapterError(f"{path}: no such adapter folder.")
+    if (folder / CONFIG).is_file():
+        return folder
+    found = sorted(p.parent for p in folder.rglob(CONFIG))
+    final = [p for p in found if p.name == "final_model"]
+    if len(final or found) == 1:
+        return (final or found)[0]
+    if not found:
+        raise AdapterError(f"{folder}: has no {CONFIG}, nor any folder below it. Give the folder of a PEFT adapter.")
+    raise AdapterError(f"{folder}: holds {len(final or found)} adapters. Name one: {some([str(p) for p in final or found])}.")
+
+
+def other_base(folder: Path, known: Sequence[str]) -> str | None:
+    """What an adapter says it was trained on, where that is none of the names that its base goes by; None where it says
+    nothing. Hub ids and paths are compared by their last part, `Owner_Name` as `Name`."""
+    said = str(read_config(folder).get("base_model_name_or_path") or "")
+
+    def last(name: str) -> str:
+        return name.rstrip("/").rsplit("/", 1)[-1].casefold()
+
+    names = {last(name) for name in known} | {name.casefold().replace("/", "_") for name in known}
+    return None if not said or last(said) in names else said
+
+
+def check_plain(folder: Path) -> None:
+    """
+    Raises:
+        AdapterError: where an adapter's factors are relative to a base that its initialisation has changed.
+    """
+    how = str(read_config(folder).get("init_lora_weights", True)).lower()
+    if how.startswith(RESIDUAL):
+        kind = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
+        name = next(v for k, v in kind.items() if how.startswith(k))
+        remedy = (
+            "its base was quantised and changed, and PEFT has no conversion. Train it with init_lora_weights=true."
+            if name == "LoftQ"
+            else "convert it on its own base with PEFT, model.save_pretrained(DIR, path_initial_model_for_weight_conversion="
+            "DIR_OF_THE_UNTRAINED_ADAPTER), and give DIR."
+        )
+        raise AdapterError(f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; {remedy}")
+
+
 def read_adapter(folder: Path) -> dict[str, Factors]:
     """A LoRA folder as factors by module name (`model.layers.0.self_attn.q_proj`), on the CPU.
 
@@ -47,6 +102,7 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     config = read_config(folder)
     if config["peft_type"] != "LORA":
         raise AdapterError(f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train with adapter=lora.")
+    check_plain(folder)
     if not isinstance(config.get("r"), int):
         raise AdapterError(f"{folder / CONFIG}: has no rank r.")
     for key, none, name in (
@@ -56,7 +112,7 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     ):
         if config.get(key, none) not in (none, None, []):
             raise AdapterError(f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without.")
-    tensors = _tensors(folder / WEIGHTS)
+    tensors = _tensors(folder)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
@@ -166,7 +222,7 @@ def attach(model: Any, folder: Path, base: str) -> Any:
     check_base(folder, base)
     read_config(folder)
     linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
-    for key, value in _tensors(folder / WEIGHTS).items():
+    for key, value in _tensors(folder).items():
         if not value.isfinite().all():
             raise AdapterError(f"{folder}: {key} has values that are not finite. The training diverged; train it again.")
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(\.weight)?", key)
@@ -189,11 +245,13 @@ def attach(model: Any, folder: Path, base: str) -> Any:
 
 
 def detach(model: Any, folder: Path) -> bool:
-    """Takes an adapter off its base again. False where it changed the base itself (biases, whole modules), which must
-    then be loaded anew."""
+    """Takes an adapter off its base again. False where it changed the base itself (biases, whole modules, an initialisation
+    that takes its part out of the weights, which PEFT repeats on loading), which must then be loaded anew."""
     if not model.active_peft_config.is_prompt_learning:
         model.unload()
-    return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder / WEIGHTS))
+    if str(read_config(folder).get("init_lora_weights")).lower().startswith(RESIDUAL):
+        return False
+    return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder))
 
 
 def birth(folder: str | Path) -> dict[str, Any]:
@@ -233,10 +291,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _tensors(file: Path) -> dict[str, torch.Tensor]:
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    file, pickled = folder / WEIGHTS, folder / PICKLED
+    if not file.is_file() and pickled.is_file():
+        import torch
+
+        try:
+            found: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        except Exception as e:  # damaged bytes, or more than weights: nothing of it is run
+            reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
+            raise AdapterError(f"{pickled}: is damaged, or holds more than weights ({reason}).") from None
+        return found
     if not file.is_file():
         raise AdapterError(f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}.")
     try:
@@ -245,10 +313,12 @@ def _tensors(file: Path) -> dict[str, torch.Tensor]:
         raise AdapterError(f"{file}: is damaged ({e}). Copy or train it again.") from None
 
 
-def _names(file: Path) -> list[str]:
+def _names(folder: Path) -> list[str]:
     from safetensors import safe_open
 
-    with safe_open(file, "pt") as f:
+    if not (folder / WEIGHTS).is_file():
+        return list(_tensors(folder))
+    with safe_open(folder / WEIGHTS, "pt") as f:
         return list(f.keys())
 
 

@@ -27,6 +27,7 @@ class Runtime:
     device: str = transient("cpu")
     devices: int = transient(1)
     strategy: str = transient("auto")
+    deepspeed: str | None = transient(None)  # a configuration of the user's own
 
     @property
     def dtype(self) -> torch.dtype:
@@ -58,7 +59,7 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
         precision = "float32"
         if device == "cuda":
             precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return Runtime(precision, device, hardware.devices, hardware.strategy)
+    return Runtime(precision, device, hardware.devices, hardware.strategy, hardware.deepspeed)
 
 
 def _driver() -> bool:

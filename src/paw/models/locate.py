@@ -77,7 +77,8 @@ def on_hub(config: ModelConfig) -> str:
 def _in_models_dir(config: ModelConfig, models_dir: str | None) -> Iterator[Path]:
     if models_dir:
         root = Path(models_dir).expanduser()
-        names = [config.name, *([config.hub.split("/")[-1], config.hub] if config.hub else [])]
+        hub = config.hub or ""
+        names = [config.name, *([hub.split("/")[-1], hub, hub.replace("/", "_")] if hub else [])]
         yield from (root / n for n in names)
         yield root / f"{config.name}.gguf"
 

@@ -6,7 +6,7 @@ from paw.config.compose import model_named
 from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.errors import AdapterError, ConfigError
-from paw.models.adapters import made_for
+from paw.models.adapters import find_adapter, made_for
 from paw.report.results import System, beside
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Adapter, Base, Stages
@@ -39,7 +39,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
 
 def _placed(path: str, bases: list[Base], stages: Stages) -> tuple[Base, Adapter]:
     """An adapter and the one of the models that it is for: as its stamp says, or the only one there is."""
-    stamp = made_for(path)
+    stamp = made_for(find_adapter(path))
     if stamp is None and len(bases) > 1:
         raise ConfigError(f"adapters: {path} does not say which base it is for; name one: models=[{bases[0].name}].")
     owner = bases[0] if len(bases) == 1 else next((b for b in bases if b.input.fingerprint == stamp), None)

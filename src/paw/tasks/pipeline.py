@@ -13,10 +13,12 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     console = Console()
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
-    for model in (source, target):
-        check_adapter(config, model.input.path)
-    stages.find(train=True, evaluate=True, transfer=True)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
+    there = stages.given_adapter(config.target_adapter.path, target) if config.target_adapter.path else None
+    for model, adapter in ((source, given), (target, there)):
+        if adapter is None:
+            check_adapter(config, model.input.path)
+    stages.find(train=given is None or there is None, evaluate=True, transfer=True)
     if given is not None:
         stages.check_transfer(given, source, target)
 
@@ -43,7 +45,7 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
             transferred.append(run.add(stages.evaluate(f"target + {name}", target, adapter, draw_of=f"target + {c.method}")))
 
         console.banner("[6/6] train the target's own adapter and evaluate it")
-        adapter = stages.train(target)
+        adapter = there or stages.train(target)
         run.keep("target_own", adapter)
         own = run.add(stages.evaluate("target + own adapter", target, adapter))
 

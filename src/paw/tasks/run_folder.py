@@ -31,6 +31,7 @@ class Run:
         self.config, self.console = config, stages.console
         self.folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or label)
         self._own = run_dir is None
+        self._warnings = stages.warnings  # grows while the stages run
         self.systems: list[System] = []
         self.said: list[str] = []
         self._adapters: dict[str, Path] = {}
@@ -62,6 +63,7 @@ class Run:
         if error is not None:
             self.console.note_failure(error)
             self.said.insert(0, f"Unfinished: {str(error) or type(error).__name__}")
+        self.said = [*(f"Warning: {text}" for text in self._warnings), *self.said]
         if self.systems:
             form = self.config.evaluate.records
             results.write(self.folder, self.systems, self.said, self.about, records.file_names(self.systems, form))

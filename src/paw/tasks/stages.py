@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from paw.errors import AdapterError, ConfigError, DataError, nearest, need
 from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
 from paw.models import merge as merging
-from paw.models.adapters import check_base, read_config
+from paw.models.adapters import check_base, find_adapter, made_for, other_base, read_config
 from paw.models.load import Runtime, is_encoder, resolve_runtime, room
 from paw.models.locate import locate
 from paw.models.tensors import linear_shapes
@@ -68,6 +69,7 @@ class Stages:
             need("pyarrow", "hub", "evaluate.records=parquet")
         self.store = Store(Path(config.paths.artifacts), config.force, config.verify)
         self.engines = Engines()  # a base stays in memory from one evaluation to the next
+        self.warnings: list[str] = []
         self._told: set[str] = set()
         self._moved: dict[tuple[str, str, int | None], Adapter] = {}  # what several placebos spoil is asked for once
 
@@ -101,13 +103,23 @@ class Stages:
                 self._calibration(c)
 
     def given_adapter(self, path: str, base: Base) -> Adapter:
-        """An adapter from elsewhere; one that is stamped for another base is refused."""
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            raise AdapterError(f"{path}: no such adapter folder.")
+        """An adapter from elsewhere; one that is stamped for another base is refused, and one that only says so by a name is
+        warned of: nothing else would show that an adapter of Llama-3 sits on Llama-3-Instruct."""
+        folder = find_adapter(path)
         read_config(folder)
         check_base(folder, base.input.fingerprint)
+        known = [base.name, str(base.input.path), str(base.input.path.resolve()), *filter(None, [base.config.hub])]
+        said = other_base(folder, known) if made_for(folder) is None else None
+        if said is not None:
+            self.warn(f"{folder} says that it was trained on {said}, and is used on {base.config.hub or base.input.path}. "
+                      "A base and its Instruct model have equal shapes, so nothing else shows it.")  # fmt: skip
         return Adapter(self.store.file(folder))
+
+    def warn(self, text: str) -> None:
+        """Said at once, and again at the head of the run's results."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.console.say(f"Warning: {text}")
 
     @property
     def eval_split(self) -> str:
@@ -254,7 +266,7 @@ class Stages:
         """What an adapter from elsewhere may have wrong is said before anything is computed."""
         inputs = {"adapter": adapter.input, "source": source.input, "target": target.input}
         depths = [len(transferring.layers_of(base.input.path)) for base in (source, target)]
-        transferring.plan(inputs, spread(proportional(*depths), *depths))
+        transferring.plan(inputs, spread(proportional(*depths), *depths), self.config.transfer.modules)
 
     def _match(self, c: TransferConfig, source: Base, target: Base) -> Artifact | None:
         """The similarity of all layers to all: by weights if asked for, else wherever a text is run."""
@@ -306,6 +318,8 @@ class Stages:
         fit = "" if r["r2_in"] is None else f"; maps explain {r['r2_in']:.2f} in, {r['r2_out']:.2f} out"
         paired = "" if shuffle is None else ", fitted on positions paired at random"
         said = f"{c.method}{paired}: {r['target_modules']} modules, {r['coverage']:.0%} of the adapter{similarity}{fit}"
+        if c.similarity == "weights" and r["left"]:
+            said += "; modules left by threshold: " + ", ".join(f"{n} at {t}" for t, n in r["left"].items())
         self._tell(done, said)
         self._moved[known] = Adapter(done.as_input(), (*adapter.made, done))
         return self._moved[known]
@@ -421,11 +435,22 @@ def check_training(config: PawConfig, runtime: Runtime) -> None:
         if runtime.device != "cuda":
             raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
     if runtime.strategy == "deepspeed":
+        if runtime.deepspeed is not None:
+            _check_json("hardware.deepspeed", Path(runtime.deepspeed).expanduser())
         need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
     if runtime.strategy == "deepspeed" and runtime.device != "cuda":
         raise ConfigError("hardware.strategy=deepspeed: needs GPUs, and there are none. Choose ddp or fsdp.")
     if runtime.strategy == "fsdp" and (config.adapter.method not in ("lora", "ia3") or config.adapter.quantise != "none"):
         raise ConfigError("hardware.strategy=fsdp: shards what adapter=lora and ia3 train on an unquantised base only. Choose ddp.")
+
+
+def _check_json(key: str, file: Path) -> None:
+    try:
+        json.loads(file.read_text())
+    except OSError as e:
+        raise ConfigError(f"{key}: {file} cannot be read ({e.strerror}). Give a JSON file.") from None
+    except ValueError as e:
+        raise ConfigError(f"{key}: {file} is not JSON ({e}).") from None
 
 
 def numbered(names: Sequence[str]) -> list[str]:

@@ -262,7 +262,8 @@ def _strategy(plan: Plan, model: Any) -> Any:
 
         strategy = strategies.FSDPStrategy if plan.runtime.device == "cuda" else OnCpu
         return strategy(auto_wrap_policy=layers, state_dict_type="full")
-    return strategies.DeepSpeedStrategy(config=str(Path(__file__).with_name("zero2.json")), exclude_frozen_parameters=True)
+    own = plan.runtime.deepspeed or str(Path(__file__).with_name("zero2.json"))
+    return strategies.DeepSpeedStrategy(config=own, exclude_frozen_parameters=True)
 
 
 def _run(trainer: Any, module: Training, train_data: Any, val_data: Any, plan: Plan) -> None:

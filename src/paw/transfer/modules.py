@@ -139,13 +139,23 @@ def spread(layers: Layers, source: int, target: int) -> Layers:
     return sorted(out, key=lambda pair: pair[::-1])
 
 
-def pair_names(adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Layers) -> list[tuple[str, str]]:
+def pair_names(
+    adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Layers, roles: Sequence[str] = ()
+) -> list[tuple[str, str]]:
     """(source module, target module) of matched layers for every target module whose twin the adapter has.
+
+    Args:
+        roles: the only ones that are paired; empty means all.
 
     Raises:
         TransferError: if there is none.
     """
     twins = {layer_of(name): name for name in adapter}
+    if roles:
+        have = sorted({role for _, role in twins})
+        twins = {place: name for place, name in twins.items() if place[1] in roles}
+        if not twins:
+            raise TransferError(f"transfer.modules={list(roles)}: the adapter has none of these. It has: {', '.join(have)}.")
     pairs = [
         (twins[s, role], name)
         for s, t in layers

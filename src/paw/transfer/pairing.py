@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from paw.errors import TransferError
+from paw.models.adapters import Factors
 from paw.models.layout import Heads
 from paw.transfer import linalg
 from paw.transfer.linalg import Basis
@@ -89,6 +90,7 @@ class Pair:
     basis: int | None = None
     heads: tuple[Heads, Heads] | None = None
     residual: Site | None = None  # both residual streams, by the embeddings of shared tokens
+    adapter: Factors | None = None  # the source module's own, for methods that look at what is moved
 
     def __post_init__(self) -> None:
         self.source.k = self.target.k = self.k

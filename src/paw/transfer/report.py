@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from paw.transfer.verdict import mean
 
 REPORT = ("report.json", "report.md", "report.png")
 COLUMNS = {
-    "similarity": "similarity", "chance": "chance", "phi": "Φ", "kept_energy": "energy kept", "r2_in": "R² in", "r2_out": "R² out",
+    "similarity": "similarity", "chance": "chance", "phi": "Φ", "weights": "of weights", "weights_chance": "its chance",
+    "kept_energy": "energy kept", "r2_in": "R² in", "r2_out": "R² out",
     "relative_before": "‖ΔW‖/‖W‖ before", "relative_after": "after",
 }  # fmt: skip
 
@@ -44,15 +45,22 @@ def write_report(
         "target's. Means of the modules of a role:",
         markdown_table([["role", "modules", *COLUMNS.values()], *cells]),
         *gate,
+        *_left(result["left"]),
         *([f"![layers and modules]({picture.name})"] if drawn else []),
         NOTES,
     ]
     write_text(text, "\n\n".join(said) + "\n")
 
 
+def _left(left: Mapping[str, int]) -> list[str]:
+    counts = ", ".join(f"{n} at {threshold}" for threshold, n in left.items())
+    return [f"Modules that a threshold leaves: {counts} (transfer.similarity_threshold)."] if left else []
+
+
 NOTES = (
     "Similarity: how much of the target's top singular subspaces the source's fill once mapped (1 by construction where "
-    "singular vectors are paired with each other); Φ: the same of the weights as they are, where shapes agree. Energy kept: "
+    "singular vectors are paired with each other); Φ: the same of the weights as they are, where shapes agree; of weights: "
+    "‖U_sᵀU_t‖²/k², the smaller width filled up with zeros. Energy kept: "
     "‖T_out ΔW T_in‖² / ‖ΔW‖², before the gain. R²: variance explained by the maps on positions held out of the fit, the best "
     "scalar allowed; 0 is chance. A row a module: report.json."
 )

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paw.transfer.pairing import Pair, Side, Site
 
 EMBEDDINGS = "model.embed_tokens"
-STAGE = Stage("transfer", "2", "paw.transfer.stage:transfer")
+STAGE = Stage("transfer", "3", "paw.transfer.stage:transfer")
 
 Row = dict[str, Any]
 Moved = Iterator[tuple[Factors, Row]]
@@ -68,10 +68,10 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         TransferError: if the adapter does not fit the source, nothing has a twin or nothing passes the gate.
     """
     c = config.transfer
-    adapter, names = plan(inputs, config.layers)
+    adapter, names = plan(inputs, config.layers, c.modules)
     found = list(_moved(adapter, names, config, inputs, watch))
     rows = [row for _, row in found]
-    _gate(rows, c)
+    left = _gate(rows, c)
     used, parts = set(), dict[str, list[Factors]]()
     for factors, row in found:
         if row["transferred"]:
@@ -86,7 +86,8 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         "coverage": len(used & adapter.keys()) / len(adapter),  # of the source adapter's modules
         "target_modules": len(joined),
         "target_coverage": len(joined) / sum(map(len, linears.values())),
-        **{key: mean(rows, key) for key in ("similarity", "chance", "kept_energy", "r2_in", "r2_out")},
+        **{key: mean(rows, key) for key in ("similarity", "chance", "weights", "kept_energy", "r2_in", "r2_out")},
+        "left": left,
         "feasibility": word,
         "why": why,
     }
@@ -98,7 +99,9 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
     return result
 
 
-def plan(inputs: Mapping[str, Input], layers: Sequence[tuple[int, int]]) -> tuple[dict[str, Factors], calibrate.Names]:
+def plan(
+    inputs: Mapping[str, Input], layers: Sequence[tuple[int, int]], roles: Sequence[str] = ()
+) -> tuple[dict[str, Factors], calibrate.Names]:
     """The adapter's factors, fused modules as their parts, and the pairs of modules that they are moved between. All that
     can be wrong with an adapter and two models is found here, before anything is computed.
 
@@ -113,7 +116,7 @@ def plan(inputs: Mapping[str, Input], layers: Sequence[tuple[int, int]]) -> tupl
             raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
         if shapes[name] != (factors.b.shape[0], factors.a.shape[1]):
             raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")
-    return adapter, pair_names(adapter, layers_of(target), layers)
+    return adapter, pair_names(adapter, layers_of(target), layers, roles)
 
 
 def layers_of(folder: Path) -> dict[int, dict[str, str]]:
@@ -148,13 +151,15 @@ def _mapped(
     adapter: Mapping[str, Factors], names: calibrate.Names, method: Method, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
 ) -> Moved:
     targets = Counter(source for source, _ in names)
-    for done, pair in enumerate(_pairs(names, config, inputs, watch), 1):
+    for done, pair in enumerate(_pairs(adapter, names, config, inputs, watch), 1):
         share = 1 / targets[pair.source.name] if config.transfer.spread else 1.0
         yield _move(pair, adapter[pair.source.name], method, config.transfer, share)
         watch.progress(done, len(names), "modules")
 
 
-def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Iterator[Pair]:
+def _pairs(
+    adapter: Mapping[str, Factors], names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+) -> Iterator[Pair]:
     """Pairs with what was seen of them on text; weights are read and decomposed `workers` pairs ahead."""
     from paw.transfer.pairing import Pair
 
@@ -181,7 +186,7 @@ def _pairs(names: calibrate.Names, config: TransferStage, inputs: Mapping[str, I
             for name_s, name_t in group:
                 (layer_s, _), (layer_t, _) = layer_of(name_s), layer_of(name_t)
                 shared = {t[1]: site for (s, t), site in sites.items() if (s[0], t[0]) == (layer_s, layer_t)}
-                pair = Pair(sides[0](name_s), sides[1](name_t), shared, c.basis, attention, residual)
+                pair = Pair(sides[0](name_s), sides[1](name_t), shared, c.basis, attention, residual, adapter[name_s])
                 ahead.append(pool.submit(ready, pair))
                 if len(ahead) > c.workers:
                     yield ahead.popleft().result()
@@ -232,6 +237,8 @@ def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, share
         "chance": chance,
         "excess": similarity - chance,
         "phi": _phi(pair),
+        "weights": _weights(pair),
+        "weights_chance": 1 / max(pair.source.shape[0], pair.target.shape[0]),
         "kept_energy": (mapped / max(factors.norm(), 1e-30)) ** 2,
         "r2_in": r2_in,
         "r2_out": r2_out,
@@ -262,6 +269,14 @@ def _phi(pair: Pair) -> float | None:
     if pair.source.shape != pair.target.shape:
         return None
     return float((s.u.T @ t.u).square().sum() + (s.v.T @ t.v).square().sum()) / (2 * pair.k)
+
+
+def _weights(pair: Pair) -> float:
+    """‖U_sᵀU_t‖²_F/k² of the two weights' top left singular subspaces, the source systems' measure. Of different widths the
+    smaller is filled up with zeros, so that two random subspaces have 1 in the larger width."""
+    s, t = pair.source.basis.u, pair.target.basis.u
+    width = min(len(s), len(t))
+    return float((s[:width].T @ t[:width]).square().sum()) / pair.k**2
 
 
 def _explained(pair: Pair, maps: Maps) -> tuple[float | None, float | None]:
@@ -307,6 +322,8 @@ def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, 
     twins, roles = {t: s for s, t in config.layers}, by_layer(weights[0].shapes)
     for name, fitted in found.items():
         layer, role = layer_of(name)
+        if config.transfer.modules and role not in config.transfer.modules:
+            continue
         twin = roles[twins[layer]][role]
         before = adapter.get(twin, Factors(fitted.a[:0], fitted.b[:, :0]))  # it may adapt other modules than the source's
         norms = _norms((before, float(weights[0][twin].norm())), (fitted, float(weights[1][name].norm())))
@@ -316,21 +333,35 @@ def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, 
 # ---- what is kept -----------------------------------------------------------------------------------
 
 
-def _gate(rows: list[Row], c: TransferConfig) -> None:
+SCALES = {"raw": "similarity", "excess": "excess", "weights": "weights"}  # where a row of the report has each
+SHOWN = (1e-4, 1e-3, 1e-2)  # thresholds whose effect a report always shows
+
+
+def _gate(rows: list[Row], c: TransferConfig) -> dict[str, int]:
     """Marks what is transferred: similar enough, and in one of the most similar layers.
 
+    Returns:
+        How many modules each of several thresholds leaves; nothing for a method that measures no similarity.
+
     Raises:
-        TransferError: if nothing is.
+        TransferError: if nothing is transferred.
     """
-    scale = "similarity" if c.similarity == "raw" else "excess"
+    scale = SCALES[c.similarity]
+    if not rows:
+        raise TransferError(f"transfer.modules={c.modules}: transfer={c.method} adapts none of these. Leave it out.")
     for row in rows:
         row["transferred"] = scale not in row or row[scale] >= c.similarity_threshold
     if not any(row["transferred"] for row in rows):
         best = max(row[scale] for row in rows)
         raise TransferError(
             f"transfer.similarity_threshold={c.similarity_threshold:g} lets no module through "
-            f"(the largest {c.similarity} similarity is {best:.4f}). Lower it."
+            f"(the largest {c.similarity} similarity is {best:.4g}). Lower it."
         )
+    left = {
+        f"{threshold:g}": len({row["target"] for row in rows if row[scale] >= threshold})
+        for threshold in sorted({*SHOWN, c.similarity_threshold})
+        if scale in rows[0]
+    }
     if c.keep_top < 1:
         by_target: dict[int, list[Row]] = {}
         for row in rows:
@@ -341,6 +372,7 @@ def _gate(rows: list[Row], c: TransferConfig) -> None:
         for layer in order[math.ceil(c.keep_top * len(order)) :]:
             for row in by_target[layer]:
                 row["transferred"] = False
+    return left
 
 
 def _joined(found: list[Factors]) -> Factors:
