@@ -176,7 +176,7 @@ WRONG = [
     ("seed=1.5", "seed"),
     ("foo=1", "foo"),
     ("'dataset.prompt=Q {} A'", "dataset.prompt"),
-    ("hardware.strategy=fsdp hardware=cpu", "needs GPUs"),
+    ("hardware.strategy=deepspeed hardware=cpu", "needs GPUs"),
     ("--config-dir=/nowhere", "--config-dir"),
     ("train", "train"),
     ("models=[tiny_llama]", "task=evaluate"),
