@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from paw import console as consoles
-from paw.config.schema import TrackerConfig
+from paw.config.compose import compose_config
+from paw.config.schema import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.console import Console
 from paw.errors import ConfigError
-from paw.tracking import open_tracker
+from paw.tracking import open_trackers
 
 
 def test_a_log_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +43,7 @@ def test_a_failure_is_in_the_log_with_its_traceback(tmp_path: Path, capsys: pyte
 
 def test_swanlab_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    tracker = open_tracker(TrackerConfig(name="swanlab"), tmp_path / "run", {"a": 1})
+    tracker = open_trackers(TrackerConfig(swanlab=SwanLabConfig()), tmp_path / "run", {"a": 1})
     assert tracker is not None
     tracker.log({"train/loss": 1.0}, 1)
     tracker.finish()
@@ -53,7 +54,7 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracker = open_tracker(TrackerConfig(name="tensorboard"), tmp_path, {})
+    tracker = open_trackers(TrackerConfig(tensorboard=TensorBoardConfig()), tmp_path, {})
     assert tracker is not None
     tracker.log({"train/loss": 0.5}, 3)
     tracker.finish()
@@ -66,8 +67,45 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("paw").propagate = True
     (tmp_path / "file").write_text("")
-    tracker = open_tracker(TrackerConfig(name="tensorboard", dir=str(tmp_path / "file" / "below")), tmp_path, {})
+    tracker = open_trackers(TrackerConfig(tensorboard=TensorBoardConfig(dir=str(tmp_path / "file" / "below"))), tmp_path, {})
     assert tracker is None
     assert "goes on without it" in caplog.text
     with pytest.raises(ConfigError):
-        TrackerConfig(name="wandb")
+        SwanLabConfig(mode="cloudy")
+
+
+def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    tracker = open_trackers(TrackerConfig(wandb=WandbConfig()), tmp_path / "run", {"a": 1})
+    assert tracker is not None
+    tracker.log({"train/loss": 1.0}, 5)
+    tracker.log({"train/loss": 2.0}, 1)  # a second training begins anew
+    tracker.finish()
+    (file,) = (tmp_path / "run" / "wandb").rglob("*.wandb")
+    assert file.stat().st_size > 0
+
+
+def test_several_trackers_get_the_same_and_what_the_machine_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = ("SWANLAB_PROJ_NAME", "SWANLAB_PROJECT", "SWANLAB_WORKSPACE")
+    monkeypatch.setenv("SWANLAB_PROJECT", "second choice")
+    assert compose_config(["tracker=swanlab"]).tracker.swanlab == SwanLabConfig(project="second choice")
+    for name in names:
+        monkeypatch.setenv(name, name.lower())
+    c = compose_config(["tracker=[swanlab,tensorboard]", "tracker.swanlab.experiment=mine"]).tracker
+    assert c.swanlab == SwanLabConfig(project="swanlab_proj_name", workspace="swanlab_workspace", experiment="mine")
+    console = Console()
+    console.tracker = open_trackers(c, tmp_path / "run", {})
+    console.start("train")
+    console.metrics({"loss": 0.5}, 3)
+    assert console.tracker is not None
+    console.tracker.finish()
+    assert any(p.is_file() for p in (tmp_path / "run" / "swanlog").rglob("*"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("train/loss")[0].value == 0.5
+    assert events.Scalars("system/ram_mib")[0].value > 50

@@ -12,9 +12,11 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from paw.store import usage
 from paw.tracking import Tracker
 
 EVERY = 30.0  # seconds between plain lines of progress
+USAGE = 5.0  # seconds between looks at what the machine is used for, for trackers
 
 log = logging.getLogger("paw")
 
@@ -28,6 +30,7 @@ class Console:
         self.live = sys.stderr.isatty()
         self._bar: Any = None
         self._last = self._began = time.monotonic()
+        self._used = float("-inf")  # when the machine was looked at
         log.setLevel(logging.INFO)
         log.propagate = False
         for handler in list(log.handlers):
@@ -87,8 +90,12 @@ class Console:
             self._last = now
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
-        if self.tracker is not None:
-            self.tracker.log({f"{self.label}/{k}": v for k, v in values.items()}, step)
+        if self.tracker is None:
+            return
+        now, used = time.monotonic(), {}
+        if now - self._used >= USAGE:
+            self._used, used = now, {f"system/{k}": v for k, v in usage().items()}
+        self.tracker.log({f"{self.label}/{k}": v for k, v in values.items()} | used, step)
 
     def close(self) -> None:
         if self._bar is not None:

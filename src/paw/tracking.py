@@ -1,14 +1,15 @@
-"""Experiment trackers: none, SwanLab, TensorBoard. None may ask a question or stop a run."""
+"""Experiment trackers: SwanLab, W&B, TensorBoard, any of them at once. None may ask a question or stop a run."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from paw.config.schema import TrackerConfig
+from paw.config.schema import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.errors import ConfigError
 
 log = logging.getLogger("paw")
@@ -19,28 +20,48 @@ class Tracker(Protocol):
     def finish(self) -> None: ...
 
 
-def open_tracker(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]) -> Tracker | None:
-    """The tracker of a run, or None. One that cannot start is reported once, and the run goes on without it.
+def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]) -> Tracker | None:
+    """All the trackers of a run as one, or None. One that cannot start is reported once, and the run goes on without it.
 
     Raises:
-        ConfigError: if its package is not installed.
+        ConfigError: if a package is not installed.
     """
-    if config.name == "none":
-        return None
-    starts: dict[str, Callable[[TrackerConfig, Path, dict[str, Any]], Tracker]] = {"swanlab": _SwanLab, "tensorboard": _TensorBoard}
-    try:
-        return _Guarded(starts[config.name](config, run_dir, settings))
-    except ImportError as e:
-        raise ConfigError(f"tracker={config.name}: the package {e.name} is not installed. Install it: pip install {e.name}") from None
-    except Exception as e:
-        log.warning("      tracker %s could not start (%s); the run goes on without it", config.name, _line(e))
-        return None
+    starts: list[tuple[str, Any, Callable[[Any, Path, dict[str, Any]], Tracker]]] = [
+        ("swanlab", config.swanlab, _SwanLab),
+        ("wandb", config.wandb, _Wandb),
+        ("tensorboard", config.tensorboard, _TensorBoard),
+    ]
+    opened: list[Tracker] = []
+    for name, asked, start in starts:
+        if asked is None:
+            continue
+        try:
+            opened.append(_Guarded(name, start(asked, run_dir, settings)))
+        except ImportError as e:
+            raise ConfigError(f"tracker={name}: the package {e.name} is not installed. Install it: pip install {e.name}") from None
+        except Exception as e:
+            log.warning("      tracker %s could not start (%s); the run goes on without it", name, _line(e))
+    return _All(opened) if opened else None
+
+
+class _All:
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self._trackers = trackers
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.log(values, step)
+
+    def finish(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
 
 
 class _Guarded:
     """A tracker whose first failure is reported and whose later ones are not: metrics are also in the artifacts."""
 
-    def __init__(self, inner: Tracker) -> None:
+    def __init__(self, name: str, inner: Tracker) -> None:
+        self._name = name
         self._inner: Tracker | None = inner
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -55,20 +76,30 @@ class _Guarded:
         try:
             act(self._inner)
         except Exception as e:
-            log.warning("      the tracker failed (%s); the run goes on without it", _line(e))
+            log.warning("      tracker %s failed (%s); the run goes on without it", self._name, _line(e))
             self._inner = None
 
 
 class _SwanLab:
-    def __init__(self, config: TrackerConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, config: SwanLabConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+        with _unset("SWANLAB_PROJ_NAME", "SWANLAB_PROJECT", "SWANLAB_WORKSPACE"):
+            self._start(config, run_dir, settings)
+
+    def _start(self, config: SwanLabConfig, run_dir: Path, settings: dict[str, Any]) -> None:
         import swanlab
 
         mode = config.mode
         if mode == "auto":  # its own default would ask for a key
             known = os.environ.get("SWANLAB_API_KEY") or (Path.home() / ".swanlab" / ".netrc").is_file()
             mode = "online" if known else "offline"
-        ask: dict[str, Any] = {"project": config.project, "name": run_dir.name, "config": settings,
-                               "log_dir": config.dir or str(run_dir / "swanlog"), "reinit": True}  # fmt: skip
+        ask: dict[str, Any] = {
+            "project": config.project,
+            "workspace": config.workspace,
+            "name": config.experiment or run_dir.name,
+            "config": settings,
+            "log_dir": config.dir or str(run_dir / "swanlog"),
+            "reinit": True,
+        }
         try:
             swanlab.init(mode=mode, **ask)
         except Exception as e:
@@ -85,8 +116,38 @@ class _SwanLab:
         self._swanlab.finish()
 
 
+class _Wandb:
+    def __init__(self, config: WandbConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+        import wandb
+
+        mode: Any = config.mode
+        if mode == "auto":  # its own default would ask for a key
+            netrc = Path.home() / ".netrc"
+            known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
+            mode = "online" if known else "offline"
+        folder = Path(config.dir or run_dir / "wandb")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=config.experiment or run_dir.name,
+            config=settings,
+            dir=str(folder),
+            mode=mode,
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        # W&B drops steps that go back, as those of a second training do; so each metric's own step is logged beside it
+        self._run.log({**values, **{f"{key.split('/')[0]}/step": step for key in values}})
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
 class _TensorBoard:
-    def __init__(self, config: TrackerConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, config: TensorBoardConfig, run_dir: Path, settings: dict[str, Any]) -> None:
         import tensorboard as _  # noqa: F401 - named in the error if it is missing
         from torch.utils.tensorboard import SummaryWriter
 
@@ -98,6 +159,17 @@ class _TensorBoard:
 
     def finish(self) -> None:
         self._writer.close()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _unset(*names: str) -> Iterator[None]:
+    """Without some variables of the environment, which conf/tracker has read: SwanLab takes SWANLAB_PROJECT for the JSON of a
+    section of its own settings, and does not start with a plain name in it."""
+    held = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ |= held
 
 
 def _line(error: Exception) -> str:

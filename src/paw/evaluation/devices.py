@@ -14,7 +14,7 @@ from paw.errors import StageError
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import Batch
 from paw.models.load import Runtime
-from paw.store import Watch
+from paw.store import Watch, peak_gpu, reset_gpu, tell_gpu
 
 
 @dataclass
@@ -52,12 +52,13 @@ class Engines:
                 self._one.notes = []
             return
         self._start(job.runtime)
-        futures: dict[Future[tuple[list[Any], list[str]]], int] = {}
+        futures: dict[Future[tuple[list[Any], list[str], float | None]], int] = {}
         for i, batch in enumerate(batches):
             futures[self._workers[i % count].submit(_in_worker, job, batch)] = i
         try:
             for future in as_completed(futures):
-                results, notes = future.result()
+                results, notes, gpu = future.result()
+                tell_gpu(f"cuda:{futures[future] % count}", gpu)
                 yield futures[future], results, notes
         except BrokenProcessPool:
             self._workers.clear()
@@ -91,8 +92,10 @@ def _begin(device: str, threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _in_worker(job: Job, batch: Batch) -> tuple[list[Any], list[str]]:
+def _in_worker(job: Job, batch: Batch) -> tuple[list[Any], list[str], float | None]:
+    """Results, notes, and the peak of GPU memory (MiB)."""
     job = replace(job, runtime=replace(job.runtime, device=_DEVICE, devices=1))
+    reset_gpu()
     results, notes = _ENGINE.run(job, batch), _ENGINE.notes
     _ENGINE.notes = []
-    return results, notes
+    return results, notes, peak_gpu()

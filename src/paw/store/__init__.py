@@ -1,6 +1,7 @@
 """Memoised stages: each runs once per config and content of its inputs, and its artifact appears whole or not at all."""
 
 from paw.store.fingerprint import broken, content, digest, plain, seal, sha256
+from paw.store.meter import peak_gpu, reset_gpu, tell_gpu, usage
 from paw.store.store import BEGUN, MANIFEST, TOKENIZER, Artifact, Input, Stage, Store, Watch, free_memory
 from paw.store.write import replacing, write_text
 
@@ -17,9 +18,13 @@ __all__ = [
     "content",
     "digest",
     "free_memory",
+    "peak_gpu",
     "plain",
     "replacing",
+    "reset_gpu",
     "seal",
     "sha256",
+    "tell_gpu",
+    "usage",
     "write_text",
 ]

@@ -1,30 +1,41 @@
-"""What a stage cost: seconds, and the peaks of resident and GPU memory while it ran."""
+"""What a stage cost: seconds, and the peaks of memory while it ran, over all its processes and devices."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
+from functools import lru_cache
 from types import TracebackType
+from typing import Any
 
 import psutil
 
-INTERVAL = 0.05
+INTERVAL = 0.05  # seconds between samples of resident memory
+FAMILY = 1.0  # seconds between looks for processes that were started since
+
+_told: dict[str, float] = {}  # peaks that other processes of the stage have told of, MiB by device
 
 
 class Meter:
-    """`with Meter() as m: …; m.cost()`. Resident memory of this process is sampled; GPU memory is torch's own peak."""
+    """`with Meter() as m: …; m.cost()`. One at a time in a process.
+
+    Resident memory is sampled, of this process and of all that it has started, and added up: pages that they share count
+    once for each. GPU memory is torch's own peak, of all devices; other processes tell theirs (`tell_gpu`).
+    """
 
     def __enter__(self) -> Meter:
         self._process = psutil.Process()
-        self._peak = self._process.memory_info().rss
+        self._family: list[psutil.Process] = []
+        self._looked = 0.0
+        self._peak = self._resident()
         self._began = time.perf_counter()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        _told.clear()
+        reset_gpu()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -33,12 +44,92 @@ class Meter:
 
     def _sample(self) -> None:
         while not self._done.wait(INTERVAL):
-            self._peak = max(self._peak, self._process.memory_info().rss)
+            self._peak = max(self._peak, self._resident())
+
+    def _resident(self) -> int:
+        now = time.monotonic()
+        if now - self._looked >= FAMILY:
+            self._looked = now
+            with contextlib.suppress(psutil.Error):
+                self._family = self._process.children(recursive=True)
+        total = int(self._process.memory_info().rss)
+        for process in self._family:
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                total += process.memory_info().rss
+        return total
 
     def cost(self) -> dict[str, float | None]:
         """Seconds, and peaks in MiB; GPU memory is None where there is no GPU."""
-        torch = sys.modules.get("torch")
-        gpu = torch.cuda.max_memory_allocated() / 2**20 if torch is not None and torch.cuda.is_available() else None
-        peak = max(self._peak, self._process.memory_info().rss) / 2**20
-        return {"seconds": round(time.perf_counter() - self._began, 3), "ram_mib": round(peak, 1),
-                "gpu_mib": None if gpu is None else round(gpu, 1)}  # fmt: skip
+        own = peak_gpu()
+        gpu = None if own is None and not _told else (own or 0.0) + sum(_told.values())
+        peak = max(self._peak, self._resident()) / 2**20
+        return {
+            "seconds": round(time.perf_counter() - self._began, 3),
+            "ram_mib": round(peak, 1),
+            "gpu_mib": None if gpu is None else round(gpu, 1),
+        }
+
+
+def tell_gpu(device: str, mib: float | None) -> None:
+    """What another process of the running stage used at most of a device. None where it is no GPU."""
+    if mib is not None:
+        _told[device] = max(_told.get(device, 0.0), mib)
+
+
+def peak_gpu() -> float | None:
+    """torch's peak in this process, MiB, all devices added up; None where there is no GPU."""
+    cuda = _cuda()
+    if cuda is None:
+        return None
+    return sum(float(cuda.max_memory_allocated(device)) for device in range(cuda.device_count())) / 2**20
+
+
+def reset_gpu() -> None:
+    """From now on peaks are counted anew."""
+    cuda = _cuda()
+    for device in range(cuda.device_count()) if cuda is not None else ():
+        cuda.reset_peak_memory_stats(device)
+
+
+def _cuda() -> Any:
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_available() else None
+
+
+# ---- while it runs ----------------------------------------------------------------------------------
+
+
+def usage() -> dict[str, float]:
+    """What this process and all it has started use right now: percent of one core, resident MiB; and of every NVIDIA GPU of
+    this machine its utilisation in percent and its memory in MiB."""
+    me = psutil.Process()
+    found = {"cpu_percent": 0.0, "ram_mib": 0.0}
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            known = _kept(process.pid)  # percent is since the last call, so that the same object must be asked
+            found["cpu_percent"] += known.cpu_percent()
+            found["ram_mib"] += known.memory_info().rss / 2**20
+    for device, handle in enumerate(_gpus()):
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):
+            found[f"gpu{device}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            found[f"gpu{device}_mib"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20
+    return {key: round(value, 1) for key, value in found.items()}
+
+
+@lru_cache(maxsize=256)
+def _kept(pid: int) -> psutil.Process:
+    return psutil.Process(pid)
+
+
+@lru_cache
+def _gpus() -> list[Any]:
+    """NVML's handles; none where there is no NVIDIA driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    except Exception:  # no library, no driver, no permission: nothing to show, and no reason to stop
+        return []

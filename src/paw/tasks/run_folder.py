@@ -19,7 +19,7 @@ from paw.report import records, results
 from paw.report.results import System
 from paw.store import MANIFEST, write_text
 from paw.tasks.stages import Adapter, Stages
-from paw.tracking import open_tracker
+from paw.tracking import open_trackers
 
 log = logging.getLogger("paw")
 
@@ -39,7 +39,7 @@ class Run:
         settings = asdict(config)
         write_text(self.folder / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self.console.keep(self.folder / "run.log")
-        self.console.tracker = open_tracker(config.tracker, self.folder, settings)
+        self.console.tracker = open_trackers(config.tracker, self.folder, settings)
         runtime, command = stages.runtime, shlex.join(["python", "-m", "paw.run", *overrides])
         self.about = {
             "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",

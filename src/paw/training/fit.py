@@ -21,7 +21,7 @@ from paw.config.schema import TrainConfig
 from paw.data.tokens import Rows
 from paw.errors import ConfigError, PawError, StageError
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer, out_of_memory, tells_pairs
-from paw.store import Watch
+from paw.store import Watch, peak_gpu, tell_gpu
 from paw.training.adapters import Setting, method_named
 from paw.training.batches import Share, Steps, Validation, loader, per_epoch
 from paw.training.objectives import Answers, Classes, Objective
@@ -320,6 +320,8 @@ def _spawn(plan: Plan, watch: Watch) -> None:
                 kind, what = queue.get()
                 if kind == "wrong":
                     wrong = what
+                elif kind == "gpu":
+                    tell_gpu(*what)
                 else:
                     getattr(watch, kind)(*what)
             if ended:
@@ -342,6 +344,7 @@ def _process(rank: int, plan: Plan, queue: Any, port: int) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // plan.runtime.devices))
     try:
         _work(plan, rank, _Told(queue))
+        queue.put(("gpu", (f"cuda:{rank}", peak_gpu())))
     except (PawError, OutOfMemory) as e:
         queue.put(("wrong", e))
         raise
