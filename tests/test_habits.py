@@ -16,6 +16,7 @@ from conftest import Launch, Silent
 from paw.config.compose import compose_config, groups
 from paw.config.schema import ROLES, ModelConfig
 from paw.data.encode import Encoded
+from paw.data.load import examples
 from paw.errors import AdapterError, ConfigError, TransferError
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import plan_scoring
@@ -183,6 +184,35 @@ def test_an_old_adapter_of_the_target_is_not_trained_again(launch: Launch, tmp_p
     assert systems[-1] == "target + own adapter"
     with pytest.raises(ConfigError, match=r"target_adapter\.path: only task=pipeline"):
         compose_config(["task=transfer", f"target_adapter.path={target}"])
+
+
+# ---- data -------------------------------------------------------------------------------------------
+
+ROW = {"id": "1", "context": "Tracy spilled the milk.", "question": "What now?", "choices": ["mop", "sing"], "labels": ["1", "2"]}
+
+
+def test_a_field_that_nothing_reads_is_named_once(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(ROW | {"id": str(i), "answer": "1"}) + "\n" for i in range(4)))
+    ask = ["task=evaluate", "models=[tiny_llama]", "dataset=own", f"dataset.path={file}"]
+    launch(*ask)
+    assert capsys.readouterr().out.count("nothing reads the field context") == 2  # when it is found, and with the results
+    launch(*ask, 'dataset.prompt="{context} {question}"')
+    assert "nothing reads" not in capsys.readouterr().out
+
+
+def test_a_situation_beside_its_question_is_scored_with_it(tmp_path: Path) -> None:
+    """Rows of one's own as the hub's: the same prompts, with letters too."""
+    dataset = compose_config(["dataset=social_iqa"]).dataset
+    hub = {"context": ROW["context"], "question": ROW["question"], "answerA": "mop", "answerB": "sing", "answerC": "go", "label": "1"}
+    own = ROW | {"choices": ["mop", "sing", "go"], "labels": ["1", "2", "3"], "answer": "1"}
+    for form in ("likelihood", "letter"):
+        found = []
+        for row in (hub, own):
+            (tmp_path / "row.jsonl").write_text(json.dumps(row) + "\n")
+            found.append(examples(tmp_path / "row.jsonl", dataset, "validation", form)[0].contexts)
+        assert found[0] == found[1]
+        assert "Tracy spilled the milk. What now?" in found[0][0]
 
 
 # ---- what is transferred ----------------------------------------------------------------------------

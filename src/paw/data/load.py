@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from string import Formatter
 from typing import TypeVar
 
 from filelock import FileLock
@@ -25,7 +26,7 @@ from paw.store import Watch, digest, replacing
 from paw.text import some
 
 T = TypeVar("T")
-NORMALISED = "2"  # raise it when a kind reads the hub's rows differently
+NORMALISED = "3"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
 
 
@@ -70,7 +71,8 @@ def examples(
         DataError: naming file and line, for a row that is broken, has no gold label or lacks what the prompt names.
     """
     kind, out, seen = kind_named(dataset.kind), [], set[str]()
-    render = {"letter": question.lettered, "classify": question.classified}.get(form, kind.render)
+    lettered = getattr(kind, "lettered", question.lettered)
+    render = {"letter": lettered, "classify": question.classified}.get(form, kind.render)
     classes: tuple[str, ...] | None = None
     for line, text in _lines(file):
         try:
@@ -92,6 +94,26 @@ def examples(
         classes = example.continuations
         out.append(example)
     return _part(out, split, file, dataset)
+
+
+READ = {"id", "question", "choices", "labels", "answer", "text", "pair", "messages"}  # of a row, whatever the prompt
+
+
+def unused(file: Path, dataset: DatasetConfig) -> list[str]:
+    """Fields with text in the first row of a user's own file that neither the prompt nor the kind reads: a `context` beside the
+    question would otherwise be left out in silence."""
+    kind = kind_named(dataset.kind)
+    line = next(_lines(file), None)
+    if line is None or getattr(kind, "render", None) is not question.render or cache_dir() in file.parents:
+        return []
+    try:
+        row = json.loads(line[1])
+    except ValueError:
+        return []  # a broken row is told with its place when it is read
+    if not isinstance(row, dict) or "labels" not in row:  # the hub's own rows are the kind's affair
+        return []
+    named = {name for prompt in (dataset.prompt, dataset.letter_prompt) for _, name, _, _ in Formatter().parse(prompt) if name}
+    return sorted(key for key, value in row.items() if isinstance(value, str) and key not in READ | named)
 
 
 def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:

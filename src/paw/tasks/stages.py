@@ -13,7 +13,7 @@ from paw.config.compose import transfer_named
 from paw.config.schema import DRAWN, ModelConfig, PawConfig, PlaceboConfig, TransferConfig
 from paw.console import Console
 from paw.data import tokens
-from paw.data.load import split_file
+from paw.data.load import split_file, unused
 from paw.errors import AdapterError, ConfigError, DataError, nearest, need
 from paw.evaluation import stage as evaluation
 from paw.evaluation.devices import Engines
@@ -98,6 +98,9 @@ class Stages:
                 f"{files[0]}: one file for both splits would be tested on what was trained. Give parts of it: "
                 "'dataset.train_split=\"train[:80%]\"' 'dataset.eval_split=\"train[80%:]\"'."
             )
+        for file in dict.fromkeys(files):
+            if fields := unused(file, self.config.dataset):
+                self.warn(f"{file}: nothing reads the field {', '.join(fields)} of its rows. Name it in dataset.prompt to ask it.")
         for c in self.methods() if transfer else []:
             if _needs_text(self._real(c)):
                 self._calibration(c)
