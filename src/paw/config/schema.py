@@ -154,7 +154,7 @@ class EvaluateConfig:
     num_fewshot: int = 0  # solved questions before each, the same for all
     fewshot_split: Optional[str] = transient(None)  # where they are drawn; else the train split
     sample_ratio: float = 1.0  # a seeded sample of the split
-    limit: Optional[int] = None  # at most so many of it
+    limit: Optional[int] = None  # at most so many of it, drawn by the seed (the harness takes the first)
     split: Optional[str] = transient(None)  # instead of the data set's own
     seed: int = 0
     max_new_tokens: int = 256  # of a generated answer

@@ -46,7 +46,7 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
     if hardware.threads:
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
     device, precision, count = hardware.device, hardware.precision, 0
-    if device == "cuda" or (device == "auto" and _driver()):  # torch is only asked where a GPU may be
+    if device == "cuda" or (device == "auto" and has_driver()):  # torch is only asked where a GPU may be
         import torch
 
         count = torch.cuda.device_count()
@@ -62,7 +62,8 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
     return Runtime(precision, device, hardware.devices, hardware.strategy, hardware.deepspeed)
 
 
-def _driver() -> bool:
+def has_driver() -> bool:
+    """Whether there may be an NVIDIA GPU: cheap, and torch is not imported."""
     return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists() or os.name == "nt"
 
 

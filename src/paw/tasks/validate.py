@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from paw.config.schema import DatasetConfig, ModelConfig, PawConfig
 from paw.console import Console
 from paw.data.load import examples, preferences, split_file
 from paw.errors import ConfigError, PawError
-from paw.models.load import resolve_runtime
+from paw.models.load import has_driver, resolve_runtime
 from paw.models.locate import at_hand, locate, on_hub
 from paw.tasks.stages import check_adapter, check_training
 from paw.text import markdown_table
@@ -59,6 +60,7 @@ def _one(config: PawConfig, console: Console, target: bool) -> Iterator[Row]:
     """
     yield "composition", "ok", "keys, types and values"
     yield _check("hardware", lambda: _hardware(config))
+    yield "make gpu", "ok", _gpu_checks()
     folders: dict[str, Path] = {}
     for side, model in (("source", config.source), *([("target", config.target)] if target else [])):
 
@@ -83,6 +85,19 @@ def _hardware(config: PawConfig) -> str:
     runtime = resolve_runtime(config.hardware)
     check_training(config, runtime)
     return f"{runtime.devices} × {runtime.device}, {runtime.precision}"
+
+
+def _gpu_checks() -> str:
+    """What of `make gpu`, the first check of a server, applies to this machine."""
+    if not has_driver():
+        return "no NVIDIA GPU here: it would name and skip all of its steps"
+    import torch
+
+    names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    if not names:
+        return "an NVIDIA driver, but this torch sees no GPU: install its CUDA build"
+    several = "strategies on all of them" if names.total() > 1 else "without what needs several GPUs"
+    return f"applies: {', '.join(f'{n} × {name}' for name, n in names.items())}; {several}"
 
 
 def _rows(config: PawConfig, split: str, console: Console) -> str:
