@@ -34,8 +34,8 @@ class Killed(Silent):
 class Training:
     """One training of the embedded Llama, the stage itself in this process."""
 
-    def __init__(self, root: Path, precision: str, *overrides: str) -> None:
-        size = [f"train.max_steps={STEPS}", "train.batch_size=8", "train.accumulate=2", "train.save_every=2"]
+    def __init__(self, root: Path, precision: str, *overrides: str, steps: int = STEPS) -> None:
+        size = [f"train.max_steps={steps}", "train.batch_size=8", "train.accumulate=2", "train.save_every=2"]
         c = compose_config(["task=train", "experiment=demo", *size, *overrides])
         self.config = TrainStage(c.adapter, c.train, Runtime(precision))
         data, model = embedded("facts") / "train.jsonl", embedded("tiny_llama")
@@ -88,10 +88,21 @@ def test_sixteen_bits_learn_what_float32_learns(precision: str, how: str, tmp_pa
     assert found == pytest.approx(wanted, rel=rounding)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_stopped_training_goes_on_to_the_byte(precision: str, tmp_path: Path) -> None:
+METHODS = ["rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "prompt_tuning", "prefix_tuning", "p_tuning"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "method"),
+    [
+        ("bfloat16", "tiny"),
+        ("float16", "tiny"),
+        *(pytest.param(p, m, marks=pytest.mark.slow) for m in METHODS for p in ("bfloat16", "float16")),
+    ],
+)
+def test_a_stopped_training_goes_on_to_the_byte(precision: str, method: str, tmp_path: Path) -> None:
     """float16 also keeps the scale of its gradients in the checkpoint."""
-    training = Training(tmp_path, precision, "adapter.dropout=0.2")
+    more = [f"adapter={method}", *(["adapter.dropout=0.2"] if method == "tiny" else [])]
+    training = Training(tmp_path, precision, *more, steps=30 if method == "adalora" else STEPS)
     whole, _ = training.run("whole")
     with pytest.raises(KeyboardInterrupt):
         training.run("broken", Killed())

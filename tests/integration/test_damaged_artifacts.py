@@ -35,7 +35,7 @@ def test_the_same_numbers_and_the_damage_named(
     wanted, made = numbers(), set(Path("outputs/artifacts").glob("*/*/stage.json"))
     (adapter,) = Path("outputs/artifacts/spoil").glob("*/stage.json")
     tools = [["task=merge", f"adapter.path={adapter.parent}", "model@source=tiny_qwen2", "experiment=demo", "hardware=cpu"],
-             ["task=compress", "model@source=tiny_llama", "experiment=demo", "hardware=cpu", "evaluate.limit=5"]]  # fmt: skip
+             ["task=compress", "model@source=tiny_qwen2", "experiment=demo", "hardware=cpu", "evaluate.limit=5"]]  # fmt: skip
     for tool in tools:
         launch(*tool)
     seen = set()

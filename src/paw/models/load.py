@@ -178,6 +178,11 @@ def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, 
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if not getattr(model, "quantization_method", None):
         model = model.to(runtime.device)
+    for layer in model.modules():
+        # On CPUs with bfloat16 instructions bitsandbytes repacks a 4-bit weight at the first forward pass in eval mode. No
+        # gradient passes through that form, it stays until a state dict is asked for, and some widths it cannot hold.
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False), lacking
 
 
