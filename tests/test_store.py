@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -196,3 +197,23 @@ def test_a_damaged_manifest_is_not_a_result(store: Store) -> None:
     done = go(store)
     (done.path / "stage.json").write_text("{")
     assert not go(store).reused
+
+
+def test_what_a_killed_process_left_is_gone_before_and_after_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of processes come again, above all in containers: what lies there may bear the very name that is needed."""
+    monkeypatch.setenv("KILL", "1")
+    process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
+    process.start()
+    process.join()
+    [left] = [p for p in (store.root / "work").iterdir() if p.is_dir()]
+    (left / "half.bin").write_bytes(b"half")
+    mine = left.with_name(left.name.removesuffix(str(process.pid)) + str(os.getpid()))
+    shutil.copytree(left, mine)
+    shutil.copytree(left, left.with_name(left.name.partition(".")[0] + ".tmp-old"))  # killed while it replaced a forced one
+    monkeypatch.delenv("KILL")
+    done = go(store)
+    assert artifacts(store) == [done.path.name]
+    assert sorted(p.name for p in done.path.iterdir()) == ["stage.json", "weights.bin"]
+    shutil.copytree(done.path, done.path.with_name(f"{done.path.name}.tmp-old"))
+    again = go(Store(store.root, force=["work"]))
+    assert artifacts(store) == [again.path.name]
