@@ -19,13 +19,14 @@ from paw.config.compose import compose_config, transfer_named
 from paw.config.schema import TransferConfig
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
+from paw.models.layout import Part
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import calibrate, linalg
+from paw.transfer import activations, calibrate, linalg
 from paw.transfer import stage as transferring
-from paw.transfer.activations import pair_texts
+from paw.transfer.activations import PairedText, pair_texts, seen
 from paw.transfer.maps import Eye, Product
 from paw.transfer.methods import Placebo, method_named
 from paw.transfer.modules import ROLES, Layers, by_index, by_layer, layer_of, pair_names, proportional
@@ -393,3 +394,37 @@ def test_weights_are_read_as_the_model_has_them() -> None:
 def test_mixtures_of_experts_are_refused() -> None:
     with pytest.raises(TransferError, match="mixtures of experts"):
         by_layer([f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(2)])
+
+
+# ---- what a method's number means -------------------------------------------------------------------
+
+
+def test_a_penalty_is_a_share_of_the_mean_diagonal() -> None:
+    """So that one penalty means the same for activations of any size."""
+    gram, cross = torch.diag(torch.tensor([1.0, 3.0])), torch.eye(2)
+    assert torch.allclose(linalg.ridge(cross, gram, 0.5), torch.diag(torch.tensor([1 / 2, 1 / 4])))  # λ = .5 × 2
+    generator = torch.Generator().manual_seed(0)
+    x_s, x_t = torch.randn(50, 6, generator=generator), torch.randn(50, 8, generator=generator)
+    for way in ("ridge_to_source", "ridge_to_target"):
+        small, large = (getattr(site(c * x_s, c * x_t), way)(0.3) for c in (1.0, 100.0))
+        assert torch.allclose(small, large, atol=1e-5), way
+
+
+def test_shuffled_positions_come_from_all_texts() -> None:
+    """Texts of one word each, known by it. Turned round inside batches of four, a quarter would still meet their own text."""
+    model = load_model(TINY["tiny_llama"], Runtime("float32"))
+    texts, each = 40, 10
+    paired = [PairedText([20 + i] * each, [20 + i] * each, [(j, j) for j in range(each)]) for i in range(texts)]
+    space = (0, ROLES["q_proj"].reads)
+    places = {space: Part("model.layers.0.self_attn.q_proj")}
+    words = torch.cat([now[0][space][::each] for now in seen((model, model), (places, places), paired, 1, (0, 0))])
+
+    def met(seed: int) -> list[list[int]]:
+        rows = list(activations._mispaired((model, model), (places, places), paired, 4, (0, 0), seed))
+        return [torch.cdist(torch.cat([row[side][space] for row in rows]), words).argmin(1).tolist() for side in (0, 1)]
+
+    source, target = met(0)
+    assert sorted(source) == sorted(target) == sorted(list(range(texts)) * each)  # every position once
+    assert sum(s == t for s, t in zip(source, target, strict=True)) < 2.5 * each  # one in forty by chance: ten
+    assert met(0) == [source, target]
+    assert met(1)[1] != target
