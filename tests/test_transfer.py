@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from functools import cache
@@ -19,18 +20,20 @@ from paw.config.compose import compose_config, transfer_named
 from paw.config.schema import TransferConfig
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
-from paw.models.layout import Part
+from paw.models.layout import Heads, Part
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import activations, calibrate, linalg
+from paw.transfer import activations, anchors, calibrate, layers, linalg
 from paw.transfer import stage as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
 from paw.transfer.maps import Eye, Product
-from paw.transfer.methods import Placebo, method_named
-from paw.transfer.modules import ROLES, Layers, by_index, by_layer, layer_of, pair_names, proportional
+from paw.transfer.methods import Placebo, method_named, per_head, shift
+from paw.transfer.modules import ROLES, UPDATE, Layers, Place, by_index, by_layer, layer_of, moments_bytes, pair_names, proportional
 from paw.transfer.pairing import Pair, Side, Site
+from paw.transfer.report import _bars, write_report
+from paw.transfer.verdict import feasibility, mean
 
 TINY = {name: embedded(name) for name in ("tiny_llama", "tiny_qwen2")}
 
@@ -426,5 +429,293 @@ def test_shuffled_positions_come_from_all_texts() -> None:
     source, target = met(0)
     assert sorted(source) == sorted(target) == sorted(list(range(texts)) * each)  # every position once
     assert sum(s == t for s, t in zip(source, target, strict=True)) < 2.5 * each  # one in forty by chance: ten
+    blocks = [len(now[0][space]) for now in activations._mispaired((model, model), (places, places), paired, 4, (0, 0), 0)]
+    assert blocks == [256, 144]  # of one size for both models, whatever their batches are
     assert met(0) == [source, target]
     assert met(1)[1] != target
+
+
+def test_a_modules_row_has_the_numbers_of_the_dense_matrices() -> None:
+    """Every figure of the report, computed again from ΔW, W and dense maps."""
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 16, generator=generator) * 3
+    x_t = torch.randn(300, 16, generator=generator)
+    x_s = x_t[:, :12] + 0.5 * torch.randn(300, 12, generator=generator)
+    p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
+    t_in, t_out = p.reads.procrustes, p.writes.procrustes.T
+    config = replace(transfer_named("procrustes", compose_config([]).transfer), gain="none")
+    new, row = transferring._move(p, f, method_named("procrustes"), config, 0.5)  # type: ignore[arg-type]
+    mapped = t_out @ f.b @ f.a @ t_in
+    assert torch.allclose(new.b @ new.a, 0.5 * mapped, atol=1e-5)
+    delta, after = f.b @ f.a, 0.5 * mapped
+    assert (row["source"], row["target"]) == (MODULE, MODULE)
+    assert row["norm_before"] == pytest.approx(float(delta.norm()))
+    assert row["norm_after"] == pytest.approx(float(after.norm()))
+    assert row["relative_before"] == pytest.approx(float(delta.norm() / w_s.norm()))
+    assert row["relative_after"] == pytest.approx(float(after.norm() / w_t.norm()))
+    assert row["kept_energy"] == pytest.approx(float((mapped.norm() / delta.norm()) ** 2), rel=1e-4)  # before the gain
+    k = 4  # half of the smallest dimension
+    (u_s, _, v_s), (u_t, _, v_t) = (torch.linalg.svd(w) for w in (w_s, w_t))
+    out = (torch.linalg.qr(t_out @ u_s[:, :k]).Q.T @ u_t[:, :k]).square().sum() / k
+    into = (torch.linalg.qr(t_in.T @ v_s[:k].T).Q.T @ v_t[:k].T).square().sum() / k
+    assert row["similarity"] == pytest.approx(float(out + into) / 2, rel=1e-4)
+    assert row["chance"] == pytest.approx((k / 10 + k / 16) / 2)
+    assert row["excess"] == pytest.approx(row["similarity"] - row["chance"])
+    assert row["phi"] is None
+    for key, actual, carried in (("r2_in", x_s, x_t @ t_in.T), ("r2_out", x_t @ w_t.T, x_s @ w_s.T @ t_out.T)):
+        both = np.stack([(m - m.mean(0)).flatten().numpy() for m in (actual, carried)])
+        assert row[key] == pytest.approx(np.corrcoef(both)[0, 1] ** 2, rel=1e-3), key
+
+
+def test_phi_is_the_overlap_of_the_weights_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t, x = (torch.randn(n, 12, generator=generator) for n in (8, 8, 99))
+    (u_s, _, v_s), (u_t, _, v_t) = (torch.linalg.svd(w) for w in (w_s, w_t))
+    sides = (u_s[:, :4].T @ u_t[:, :4], v_s[:4] @ v_t[:4].T)
+    assert transferring._phi(pair(x, x, w_s, w_t)) == pytest.approx(float(sum(m.square().sum() for m in sides)) / 8, rel=1e-4)
+    assert transferring._phi(pair(x, x, w_s, w_s)) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
+    config = replace(compose_config([]).transfer, similarity_threshold=0.3)
+    found = [(0.2, 0.4), (0.3, 0.3), (0.5, 0.1)]
+    for scale, passed in (("raw", [False, True, True]), ("excess", [True, True, False])):
+        rows: list[dict[str, Any]] = [
+            {"target": f"model.layers.{i}.mlp.up_proj", "similarity": raw, "excess": over} for i, (raw, over) in enumerate(found)
+        ]
+        transferring._gate(rows, replace(config, similarity=scale))
+        assert [r["transferred"] for r in rows] == passed, scale
+    with pytest.raises(TransferError, match=r"similarity_threshold=0\.6 lets no module through \(the largest raw similarity is 0\.5000\)"):
+        transferring._gate(rows, replace(config, similarity="raw", similarity_threshold=0.6))
+    # of a layer the mean counts, not the sum: three of .5 are less than .6 and .7
+    modules = [(0, "q_proj", 0.5), (0, "k_proj", 0.5), (0, "v_proj", 0.5), (1, "q_proj", 0.6), (1, "v_proj", 0.7)]
+    rows = [{"target": f"model.layers.{layer}.self_attn.{m}", "similarity": s} for layer, m, s in modules]
+    transferring._gate(rows, replace(config, similarity="raw", similarity_threshold=0.0, keep_top=0.5))
+    assert [r["transferred"] for r in rows] == [False, False, False, True, True]
+
+
+def test_the_report_has_means_of_roles_and_what_was_left_out(tmp_path: Path) -> None:
+    names = [f"model.layers.{i}.self_attn.{m}" for i in (0, 1) for m in ("q_proj", "v_proj")]
+    values = {"similarity": (0.2, 0.5, 0.4, 0.7), "chance": (0.1,) * 4, "kept_energy": (1.0, 0.004, 0.5, 0.006)}
+    rows = [
+        {"source": n, "target": n, "transferred": i != 2, "phi": None, "r2_in": 0.25, "r2_out": None, "relative_before": 0.01,
+         "relative_after": 0.02, **{key: v[i] for key, v in values.items()}}
+        for i, n in enumerate(names)
+    ]  # fmt: skip
+    figures = {"method": "ridge", "feasibility": "align", "why": "Because.", "target_modules": 3, "coverage": 0.75, "target_coverage": 0.08}
+    write_report(tmp_path, rows, figures, [(0, 0), (1, 1)], None)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith("# Transfer by ridge\n\n**align**: Because.\n\n3 modules, 75% of the adapter's and 8% of the target's.")
+    assert f"Not transferred, by the gate: {names[2]}." in text
+    table = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert table[0] == ["role", "modules", "similarity", "chance", "Φ", "energy kept", "R² in", "R² out", "‖ΔW‖/‖W‖ before", "after"]
+    assert table[2] == ["q_proj", "2", "0.30", "0.10", "–", "0.75", "0.25", "–", "0.01", "0.02"]
+    assert table[3] == ["v_proj", "2", "0.60", "0.10", "–", "0.005", "0.25", "–", "0.01", "0.02"]
+    assert len(table) == 4
+    assert "![layers and modules](report.png)" in text
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert (data["modules"], data["coverage"]) == (rows, 0.75)
+    write_report(tmp_path, [r | {"kept_energy": None, "r2_in": None, "transferred": True} for r in rows], figures, [(0, 0)], None)
+    text = (tmp_path / "report.md").read_text()
+    assert "Not transferred" not in text
+    assert "report.png" not in text  # nothing to draw
+
+
+def test_the_picture_has_a_bar_and_two_marks_a_module() -> None:
+    from matplotlib.figure import Figure
+
+    names = [f"model.layers.{i}.self_attn.{m}" for i in (0, 3) for m in ("q_proj", "v_proj", "o_proj")]
+    rows = [{"target": n, "kept_energy": 0.1 * i, "r2_in": 0.2 * i, "r2_out": -0.1} for i, n in enumerate(names)]
+    ax = Figure().subplots()
+    _bars(ax, rows, ("kept_energy", "r2_in", "r2_out"))
+    bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in ax.patches]
+    middles = [layer + shift * 0.8 / 3 for shift in (-1, 0, 1) for layer in (0, 3)]
+    assert bars == [pytest.approx((x, 0.1 * i)) for x, i in zip(middles, (0, 3, 1, 4, 2, 5), strict=True)]
+    marks = [list(line.get_ydata()) for line in ax.lines]
+    assert marks == [pytest.approx(y) for y in ([0, 0.6], [-0.1] * 2, [0.2, 0.8], [-0.1] * 2, [0.4, 1.0], [-0.1] * 2)]
+    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [pytest.approx(middles[:2])] * 2
+    assert ax.get_ylim()[0] < 0
+
+
+def test_the_verdicts_limits_count_as_reached() -> None:
+    """Half of the way from chance is related, a fifth of the variance is aligned; means are of those that have a number."""
+    shaped = {"phi": 0.625, "chance": 0.25, "r2_in": 0.2, "r2_out": 0.9}
+    assert feasibility([shaped])[0] == "copy"
+    word, why = feasibility([shaped | {"phi": 0.62}])
+    assert (word, "explain 0.20" in why, "0.90 of what" in why) == ("align", True, True)
+    assert feasibility([shaped | {"phi": 0.62, "r2_in": 0.19}])[0] == "retrain"
+    assert feasibility([shaped, {"phi": None, "chance": 0.9, "r2_in": None, "r2_out": None}])[0] == "copy"
+    assert mean([{"a": 1.0}, {"a": None}, {}, {"a": 0.0}], "a") == 0.5
+    assert mean([{"a": None}], "a") is None
+
+
+def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
+    """Coverage counts the adapter's modules that were used, the target's share all modules that it has."""
+    folder = random_adapter("tiny_llama", tmp_path / "adapter")
+    kept = {n: f for n, f in read_adapter(folder).items() if "q_proj" in n or "up_proj" in n}
+    write_adapter(folder, kept, None)
+    config = replace(transfer_named("cross_lora", compose_config([]).transfer), gain="none", **QUICK)  # type: ignore[arg-type]
+    matched = [(0, 0), (2, 1), (2, 4)]
+    out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config, layers=matched)
+    assert (len(kept), result["coverage"], result["target_modules"]) == (8, 0.5, 6)
+    assert result["target_coverage"] == pytest.approx(6 / 35)
+    rows = json.loads((out / "report.json").read_text())["modules"]
+    assert {(r["source"], r["target"]) for r in rows} == {
+        (f"model.layers.{s}.{m}", f"model.layers.{t}.{m}") for s, t in matched for m in ("self_attn.q_proj", "mlp.up_proj")
+    }
+    for key in ("similarity", "chance", "kept_energy"):
+        assert result[key] == pytest.approx(np.mean([r[key] for r in rows]))
+    assert result["similarity"] == pytest.approx(1.0, abs=1e-3)  # by construction
+    divided, _ = run(tmp_path, "tiny_llama", "tiny_qwen2", replace(config, spread=True), layers=matched, name="divided")
+    whole, half = read_adapter(out), read_adapter(divided)
+    for name, f in whole.items():  # layer 2 goes to two layers, half to each
+        assert half[name].norm() == pytest.approx((1.0 if ".0." in name else 0.5) * f.norm(), rel=1e-4), name
+
+
+def test_what_a_calibration_says_of_itself(tmp_path: Path) -> None:
+    runtime, text = Runtime("float32"), {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
+    models = {name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
+    watch = Silent()
+    found = calibrate.calibrate(calibrate.CalibrateStage(runtime, [(0, 0)], 600), models | text, tmp_path, watch)
+    lines = (embedded("facts") / "calibration.txt").read_text().splitlines()
+    texts = pair_texts(lines, load_tokenizer(TINY["tiny_llama"]), load_tokenizer(TINY["tiny_qwen2"]), 600)
+    assert (found["positions"], found["texts"]) == (600, len(texts))
+    assert 40 <= found["held"] <= 60  # a tenth, in whole texts
+    size = (tmp_path / calibrate.MOMENTS).stat().st_size / 2**20
+    assert found["mib"] == pytest.approx(size, abs=0.06)
+    assert not watch.said
+    calibrate.calibrate(calibrate.CalibrateStage(runtime, [(0, 0)], 200), models | text, tmp_path, watch)
+    assert "200 positions are few" in watch.said[0]
+
+
+def test_moments_are_means_over_positions_that_are_not_held_out() -> None:
+    """Whatever the batches; what is held out is kept as it is."""
+    model, s = load_model(TINY["tiny_llama"], Runtime("float32")), load_tokenizer(TINY["tiny_llama"])
+    texts = pair_texts((embedded("facts") / "calibration.txt").read_text().splitlines(), s, s, 300)
+    space = (2, ROLES["v_proj"].writes)
+    both, fit, held = ({space: Part("model.layers.2.self_attn.v_proj")},) * 2, texts[:-4], texts[-4:]
+    moments = activations.second_moments((model, model), both, [(space, space)], fit, held, 7, (0, 0), None, Silent())
+    found = moments[space, space]
+    x, kept = (torch.cat([now[0][space] for now in seen((model, model), both, part, 1, (0, 0))]) for part in (fit, held))
+    assert len(x) == sum(len(t.positions) for t in fit)
+    for part in (found.cross, found.gram_s, found.gram_t):
+        assert torch.allclose(part, x.T @ x / len(x), atol=1e-5)
+    for part in (found.held_s, found.held_t):
+        assert torch.allclose(part, kept, atol=1e-5)
+
+
+def test_memory_decides_how_many_layers_are_streamed_at_once() -> None:
+    shapes = {n: s for n, s in linear_shapes(TINY["tiny_llama"]).items() if ".layers." in n}
+    names = [(f"model.layers.{i}.self_attn.{m}",) * 2 for i in range(3) for m in ("q_proj", "v_proj")]
+    groups = [list(g) for g in calibrate._groups(names[::-1], 2)]
+    assert [sorted({layer_of(t)[0] for _, t in g}) for g in groups] == [[0, 1], [2]]
+    assert sorted(p for g in groups for p in g) == sorted(names)
+    (q_out, n), (v_out, _) = (shapes[f"model.layers.0.self_attn.{m}"] for m in ("q_proj", "v_proj"))
+    each = sum(3 * d * d + 2 * 512 * d for d in (n, q_out, v_out))  # cross and both Grams, and positions held out
+    assert moments_bytes(names[:2], shapes, shapes) == 4 * each
+    assert moments_bytes(names, shapes, shapes) == 3 * 4 * each
+
+
+def test_spaces_are_seen_where_they_are_said_to_be() -> None:
+    """Held against the hidden states that the model itself gives out: what enters a layer, what it adds, what leaves it."""
+    model, s = load_model(TINY["tiny_llama"], Runtime("float32")), load_tokenizer(TINY["tiny_llama"])
+    [paired] = pair_texts(["the color of lupup is red ."], s, s, 100)
+    at = [i for i, _ in paired.positions]
+    name = "model.layers.1"
+    places = {
+        (1, UPDATE): Part(name),
+        (1, Place("layer", "out")): Part(name),
+        (1, Place("layer", "stream")): Part(name),
+        (1, Place("v_proj", "out")): Part(f"{name}.self_attn.v_proj"),
+        (1, Place("k_proj", "out")): Part(f"{name}.self_attn.v_proj", slice(8, 24)),
+        (1, Place("q_proj", "in")): Part(f"{name}.self_attn.v_proj"),
+    }
+    [(found, _)] = seen((model, model), (places, places), [paired], 1, (0, 0))
+    with torch.inference_mode():
+        states = model(input_ids=torch.tensor([paired.source]), output_hidden_states=True).hidden_states
+        before, after = states[1][0, at], states[2][0, at]
+        reads = model.model.layers[1].input_layernorm(before)
+        values = model.model.layers[1].self_attn.v_proj(reads)
+    wanted = (after - before, after, before, values, values[:, 8:24], reads)
+    for space, y in zip(places, wanted, strict=True):
+        assert torch.allclose(found[space], y, atol=1e-5), space
+
+
+def test_letters_of_byte_level_vocabularies_are_gpt2s() -> None:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    assert anchors._alphabet() == {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+def test_hsic_is_the_unbiased_estimator() -> None:
+    """Its definition over all tuples of distinct samples (Song et al. 2012, theorem 3)."""
+    x, y = (torch.randn(7, 3, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    k, other = layers._gram([x[:4], x[4:]]), layers._gram([y])
+    outer = x.double() @ x.double().T
+    assert torch.allclose(k, outer - torch.diag(outer.diagonal()))
+    pairs, triples, fours = (list(itertools.permutations(range(7), n)) for n in (2, 3, 4))
+    direct = np.mean([k[i, j] * other[i, j] for i, j in pairs])
+    across = np.mean([k[i, j] * other[q, r] for i, j, q, r in fours])
+    shared = np.mean([k[i, j] * other[i, q] for i, j, q in triples])
+    assert layers._hsic(k, other) == pytest.approx(float(direct + across - 2 * shared))
+
+
+def test_heads_that_were_turned_and_exchanged_are_found_and_turned_back() -> None:
+    """Two groups of two query heads. A target's query or key is the source's times a complex number a frequency, its values
+    and what enters o_proj are turned by an orthogonal matrix a head."""
+    generator = torch.Generator().manual_seed(0)
+    keyvalue, query, dim, n = [1, 0], [3, 2, 0, 1], 6, 400
+    seen_s, seen_t = {}, {}
+    for role, twins in (("q_proj", query), ("k_proj", keyvalue)):
+        x = torch.randn(n, len(twins), 2, dim // 2, generator=generator)
+        c = torch.randn(len(twins), dim // 2, 2, generator=generator)
+        real, imaginary = x[:, twins, 0], x[:, twins, 1]
+        y = torch.stack([c[..., 0] * real - c[..., 1] * imaginary, c[..., 1] * real + c[..., 0] * imaginary], dim=2)
+        seen_s[ROLES[role].writes], seen_t[ROLES[role].writes] = x.reshape(n, -1), y.reshape(n, -1)
+    for place, twins in ((ROLES["v_proj"].writes, keyvalue), (ROLES["o_proj"].reads, query)):
+        x = torch.randn(n, len(twins), dim, generator=generator)
+        turns = torch.stack([orthogonal(dim, i) for i in range(len(twins))])
+        seen_s[place], seen_t[place] = x.reshape(n, -1), torch.einsum("nhd,hde->nhe", x[:, twins], turns).reshape(n, -1)
+    stream = torch.randn(n, 8, generator=generator)
+    for place in (ROLES["q_proj"].reads, ROLES["o_proj"].writes):
+        seen_s[place] = seen_t[place] = stream
+    sites = {place: site(seen_s[place], seen_t[place]) for place in seen_s}
+    both = (Heads(4, 2, dim, 1e4), Heads(4, 2, dim, 1e4))
+    config = compose_config([]).transfer
+    for role in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        sides = [Side(f"model.layers.0.self_attn.{role}", (8, 8), lambda: stream, lambda k: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
+        found = per_head.maps(Pair(sides[0], sides[1], sites, heads=both), config)
+        out, into = ROLES[role].writes, ROLES[role].reads
+        assert torch.allclose(found.t_out.left(seen_s[out].T).T, seen_t[out], atol=1e-3), role
+        assert torch.allclose(found.t_in.left(seen_t[into].T).T, seen_s[into], atol=1e-3), role
+        assert per_head._assignment(Pair(sides[0], sides[1], sites, heads=both)) == per_head.Assignment(query, keyvalue)
+
+
+def test_frequencies_of_other_heads_are_paired_with_the_nearest() -> None:
+    """θ^(−2i/dim): e^0, e^−3.1, e^−6.1 of one model; e^0, e^−2.8, e^−5.5, e^−8.3, e^−11.1 of the other."""
+    x = torch.zeros(3, 6)
+    sides = [Side("model.layers.0.self_attn.k_proj", (6, 6), lambda: x, lambda k: None) for _ in range(2)]  # type: ignore[arg-type, return-value]
+    places = {ROLES["k_proj"].writes: site(x, x)}
+    one, other = Heads(1, 1, 6, 1e4), Heads(1, 1, 10, 1e6)
+    assert per_head._frequencies(Pair(sides[0], sides[1], places, heads=(one, other)))[2].tolist() == [0, 1, 2, 2, 2]
+    assert per_head._frequencies(Pair(sides[0], sides[1], places, heads=(other, one)))[2].tolist() == [0, 1, 2]
+
+
+def test_fewer_heads_repeat_evenly() -> None:
+    score = torch.tensor([[9.0, 1.0], [8.0, 1.0], [7.0, 1.0], [6.0, 5.0]])
+    assert per_head._best(score) == [0, 0, 1, 1]
+    assert per_head._best(torch.tensor([[0.1, 0.9, 0.3], [0.2, 0.8, 0.1]])) == [2, 1]
+
+
+def test_shift_counts_the_memory_of_the_streams_that_it_keeps() -> None:
+    """Of the source before and after, of the target once: two a layer, four bytes a number."""
+    stage = calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 300)
+    inputs = {name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
+    known = calibrate.Calibration(stage, inputs | {"calibration": Input(embedded("facts") / "calibration.txt", "text")})
+    streams = [shift._streams(model, by_layer(parts)) for model, parts in zip(known.models, known.parts, strict=True)]
+    assert [len(s) for s in streams] == [2 * 4, 2 * 5]
+    positions = sum(len(t.positions) for t in known.fit)
+    needed = 4 * positions * (2 * 8 * 128 + 10 * 160) / 2**30
+    shift._refuse_too_much(known, streams, needed * 1.001)
+    with pytest.raises(TransferError, match=f"of {positions} positions, 0.0 GiB, more than"):
+        shift._refuse_too_much(known, streams, needed * 0.999)
