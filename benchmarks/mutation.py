@@ -54,7 +54,7 @@ def places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     skip = [
         ((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0))
         for node in ast.walk(ast.parse(code))
-        for n in (getattr(node, "annotation", None), getattr(node, "returns", None))
+        for n in (getattr(node, "annotation", None), getattr(node, "returns", None), _typing_only(node))
         if n is not None
     ]
     nodes, found = list(_nodes(parso.parse(code))), defaultdict(list)
@@ -67,6 +67,12 @@ def places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
             if not any(low <= start < high for low, high in skip):
                 found[start].append((name, occurrence))
     return found
+
+
+def _typing_only(node: ast.AST) -> ast.AST | None:
+    """The condition of `if TYPE_CHECKING:`."""
+    test = getattr(node, "test", None)
+    return test if isinstance(test, ast.Name) and test.id == "TYPE_CHECKING" else None
 
 
 def _nodes(node: Any) -> Iterator[Any]:

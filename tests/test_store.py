@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -217,3 +219,55 @@ def test_what_a_killed_process_left_is_gone_before_and_after_the_next(store: Sto
     shutil.copytree(done.path, done.path.with_name(f"{done.path.name}.tmp-old"))
     again = go(Store(store.root, force=["work"]))
     assert artifacts(store) == [again.path.name]
+
+
+def test_a_cost_is_the_time_and_the_memory_that_it_took(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak, not what is held at the end; of a GPU nothing is said where there is none."""
+    import torch
+
+    from paw.store.meter import Meter
+
+    monkeypatch.setenv("SLEEP", "0.3")
+    assert 0.3 <= (go(store).cost["seconds"] or 0) < 3
+    with Meter() as meter:
+        before = meter.cost()["ram_mib"] or 0
+        held = bytearray(os.urandom(1 << 20) * 200)
+        time.sleep(0.3)
+        del held
+    cost = meter.cost()
+    assert 150 < (cost["ram_mib"] or 0) - before < 600
+    assert 0.3 <= (cost["seconds"] or 0) < 5
+    assert (cost["gpu_mib"] is None) == (not torch.cuda.is_available())
+
+
+def test_a_manifest_says_what_made_the_artifact(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    done = go(store, Config(lr=0.7, workers=5), data=file)
+    found = json.loads((done.path / "stage.json").read_text())
+    assert (found["stage"], found["version"], found["config"], found["result"]) == ("work", "1", {"lr": 0.7}, {"loss": 0.7})
+    assert found["inputs"] == {"data": hashlib.sha256(b"one").hexdigest()}
+    assert found["paths"] == {"data": str(file)}
+    assert (found["key"], found["content"], found["cost"]) == (done.key, done.content, done.cost)
+    assert done.path.name == done.key[:16]
+    again = go(store, Config(lr=0.7), data=file)
+    assert (again.key, again.content, again.result, again.stage) == (done.key, done.content, done.result, "work")
+    assert done.stage == "work"
+
+
+def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: Path) -> None:
+    """Larger than what is read at once; a file's name counts, and so do folders below; a hub client's notes do not."""
+    big = b"0123456789abcdef" * 200_000
+    file = tmp_path / "big.bin"
+    file.write_bytes(big)
+    assert store.file(file).fingerprint == hashlib.sha256(big).hexdigest()
+    found = []
+    for name, inner in (("one", "a.json"), ("two", "b.json"), ("three", "sub/a.json"), ("four", "a.json")):
+        folder = tmp_path / name
+        (folder / inner).parent.mkdir(parents=True)
+        (folder / inner).write_text("{}")
+        (folder / ".cache").mkdir()
+        (folder / ".cache" / "note.json").write_text(name)
+        found.append(store.file(folder).fingerprint)
+    assert len(set(found)) == 3
+    assert found[0] == found[3]

@@ -30,7 +30,7 @@ from paw.transfer import stage as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
 from paw.transfer.maps import Eye, Product
 from paw.transfer.methods import Placebo, method_named, per_head, shift
-from paw.transfer.modules import ROLES, UPDATE, Layers, Place, by_index, by_layer, layer_of, moments_bytes, pair_names, proportional
+from paw.transfer.modules import ROLES, UPDATE, Layers, Place, by_index, by_layer, layer_of, moments_bytes, pair_names, proportional, spread
 from paw.transfer.pairing import Pair, Side, Site
 from paw.transfer.report import _bars, write_report
 from paw.transfer.verdict import feasibility, mean
@@ -535,6 +535,10 @@ def test_the_picture_has_a_bar_and_two_marks_a_module() -> None:
     assert marks == [pytest.approx(y) for y in ([0, 0.6], [-0.1] * 2, [0.2, 0.8], [-0.1] * 2, [0.4, 1.0], [-0.1] * 2)]
     assert [list(line.get_xdata()) for line in ax.lines[:2]] == [pytest.approx(middles[:2])] * 2
     assert ax.get_ylim()[0] < 0
+    assert "▾ R² in, ▴ R² out" in ax.get_title()
+    bare = Figure().subplots()
+    _bars(bare, rows, ("kept_energy",))
+    assert (len(bare.lines), bare.get_title()) == (0, "energy kept (bars)")
 
 
 def test_the_verdicts_limits_count_as_reached() -> None:
@@ -719,3 +723,50 @@ def test_shift_counts_the_memory_of_the_streams_that_it_keeps() -> None:
     shift._refuse_too_much(known, streams, needed * 1.001)
     with pytest.raises(TransferError, match=f"of {positions} positions, 0.0 GiB, more than"):
         shift._refuse_too_much(known, streams, needed * 0.999)
+
+
+def test_a_layer_left_out_joins_its_own_sides_nearest() -> None:
+    """The nearest target for a target, the nearest source for a source, where the two would choose otherwise."""
+    assert spread([(0, 0), (5, 1)], 6, 4) == [(0, 0), (1, 0), (2, 0), (3, 1), (4, 1), (5, 1), (5, 2), (5, 3)]
+
+
+def test_a_penalty_is_the_best_of_those_that_are_tried() -> None:
+    """Chosen anew by plain least squares; among the noises that are tried here are some for which one in the middle wins."""
+    generator = torch.Generator().manual_seed(0)
+    t, chosen = torch.randn(10, 30, generator=generator), set()
+    for n, noise in ((60, 0.3), (60, 1.0), (60, 2.0), (60, 4.0), (400, 0.05), (40, 8.0)):
+        x = torch.randn(n + 500, 30, generator=generator).double()
+        y = x @ t.T.double() + noise * torch.randn(n + 500, 10, generator=generator).double()
+        gram, cross = x[:n].T @ x[:n] / n, y[:n].T @ x[:n] / n
+
+        def held(penalty: float, x: Any = x, y: Any = y, gram: Any = gram, cross: Any = cross, n: int = n) -> float:
+            solved = cross @ torch.linalg.inv(gram + penalty * gram.diagonal().mean() * torch.eye(30).double())
+            both = np.stack([(m - m.mean(0)).flatten().numpy() for m in (y[n:], x[n:] @ solved.T)])
+            return float(np.corrcoef(both)[0, 1] ** 2)
+
+        best = max((1.0, 0.1, 0.01, 0.001, 0.0001), key=held)
+        assert linalg.best_penalty(cross, gram, x[n:], y[n:]) == best
+        chosen.add(best)
+    assert len(chosen) > 2
+    assert linalg.best_penalty(cross, gram, x[:1], y[:1]) == 0.1  # nothing held out
+
+
+def test_a_method_that_fits_says_what_its_modules_had_before(tmp_path: Path) -> None:
+    """shift adapts o_proj and down_proj; of an adapter that has only one of them the other begins at nothing."""
+    folder = random_adapter("tiny_llama", tmp_path / "adapter")
+    old = {n: f for n, f in read_adapter(folder).items() if "o_proj" in n}
+    write_adapter(folder, old, None)
+    config = replace(transfer_named("shift", compose_config([]).transfer), positions=300)  # type: ignore[arg-type]
+    out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config, streaming=True, layers=[(1, 2)])
+    one, two = json.loads((out / "report.json").read_text())["modules"]
+    name = "model.layers.1.self_attn.o_proj"
+    assert (one["source"], one["target"]) == (name, "model.layers.2.self_attn.o_proj")
+    weight = Weights(TINY["tiny_llama"], "cpu")[name].norm()
+    assert (one["norm_before"], one["relative_before"]) == (
+        pytest.approx(old[name].norm()),
+        pytest.approx(old[name].norm() / float(weight)),
+    )
+    assert (two["target"], two["norm_before"], two["relative_before"]) == ("model.layers.2.mlp.down_proj", 0.0, 0.0)
+    new = read_adapter(out)["model.layers.2.mlp.down_proj"]
+    assert two["norm_after"] == pytest.approx(new.norm(), rel=1e-4)
+    assert (result["target_modules"], result["similarity"]) == (2, None)
