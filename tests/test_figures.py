@@ -25,7 +25,7 @@ from paw.data.encode import Encoded
 from paw.data.example import Example
 from paw.data.load import examples, sample
 from paw.data.tokens import BOUNDS, IDS, LABELS, STARTS, Rows
-from paw.errors import DataError, StageError
+from paw.errors import AdapterError, DataError, StageError
 from paw.evaluation import classify
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import Scoring, Writing
@@ -695,3 +695,28 @@ def test_every_system_has_a_file_of_its_own(tmp_path: Path) -> None:
     for several in (["a1", "a1"], ["x", "x", "x-2"], ["pair/7", "pair 7"]):
         found = [System(name, "tiny", artifact(tmp_path, "evaluate", cost(1.0, 1.0))) for name in several]
         assert len(set(file_names(found, "jsonl"))) == len(several)
+
+
+def test_a_head_of_other_classes_is_refused(classes: Path) -> None:
+    from paw.models.adapters import stamp
+
+    (classes / "adapter").mkdir()
+    stamp(classes / "adapter", "tiny", classes=["no", "yes"])
+    with pytest.raises(AdapterError, match=r"its head knows 2 classes \(no, yes\), the data has 2 \(other, colour\)"):
+        classified(classes, adapter=classes / "adapter")
+
+
+def test_questions_without_room_are_counted_or_stop_a_run(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (embedded("facts") / "test.jsonl").read_text().splitlines()[:3]]
+    rows[1]["question"] = "what " * 3000
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    c, watch = compose_config(["dataset=facts", "dataset.bad_rows=skip"]), Silent()
+    stage = EvaluateStage(c.dataset, "test", c.evaluate, Runtime("float32"))
+    result = evaluate(stage, {"model": Input(embedded("tiny_llama"), "m"), "data": Input(file, "d")}, tmp_path, watch)
+    assert (result["n"], result["left_out"]) == (2, {"more tokens than the model has room for": 1})
+    assert [r["id"] for r in read_records(tmp_path)] == [rows[0]["id"], rows[2]["id"]]
+    assert "1" in watch.said[0]
+    file.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(DataError, match=r"no question fits into the model's \d+ tokens"):
+        evaluate(stage, {"model": Input(embedded("tiny_llama"), "m"), "data": Input(file, "d")}, tmp_path, watch)

@@ -19,7 +19,7 @@ import pytest
 from conftest import Silent
 from paw.config.schema import transient
 from paw.errors import StageError
-from paw.store import Artifact, Input, Stage, Store
+from paw.store import BEGUN, Artifact, Input, Stage, Store
 
 STAGE = Stage("work", "1", "test_store:work")
 
@@ -271,3 +271,60 @@ def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: 
         found.append(store.file(folder).fingerprint)
     assert len(set(found)) == 3
     assert found[0] == found[3]
+
+
+def go_on(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent, unfinished: Path) -> dict[str, Any]:
+    """A stage that resumes: every attempt counts what those before it have left."""
+    (out / "weights.bin").write_bytes(b"w")
+    found = [p.name for p in unfinished.glob("try*")]
+    (unfinished / f"try{len(found)}").write_text("x")
+    if len(found) < 2:
+        raise ValueError("not yet")
+    return {"before": len(found)}
+
+
+def test_what_a_stage_goes_on_with_survives_failures_and_goes_with_success(store: Store) -> None:
+    stage = Stage("work", "1", "test_store:go_on", resumes=True)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not yet"):
+            go(store, stage=stage)
+        [left] = [p for p in (store.root / "work").iterdir() if p.is_dir()]
+        assert json.loads((left / BEGUN).read_text())["stage"] == "work"
+    assert go(store, stage=stage).result == {"before": 2}
+    assert len(artifacts(store)) == 1
+
+
+def test_a_tokenizer_is_known_by_its_files_alone(store: Store, tmp_path: Path) -> None:
+    found = []
+    for name, tokens, weights in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "1")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text(tokens)
+        (folder / "model.safetensors").write_text(weights)
+        found.append(store.tokenizer(folder).fingerprint)
+    assert found[0] == found[1] != found[2]
+
+
+def test_who_waits_for_another_process_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLEEP", "1.5")
+    process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
+    process.start()
+    while not (store.root / "work" / "calls").is_file():
+        time.sleep(0.01)
+    watch = Silent()
+    done = store.run(STAGE, Config(), {}, watch)
+    process.join()
+    assert done.reused
+    assert calls(store) == 1
+    assert watch.said == ["another process is making this; waiting for it"]
+
+
+def test_lists_in_a_config_count_in_their_order(store: Store) -> None:
+    keys = {go(store, Grown(added=value)).key for value in (["a", "b"], ["b", "a"], ["a"])}  # type: ignore[arg-type]
+    assert len(keys) == 3
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StageError, match=r"paths\.artifacts: .*file/store cannot be made: Not a directory"):
+        Store(tmp_path / "file" / "store")

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from conftest import Silent
 from paw.config.compose import compose_config, transfer_named
 from paw.config.schema import TransferConfig
+from paw.data.load import examples
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
 from paw.models.layout import Heads, Part
@@ -32,7 +33,7 @@ from paw.transfer.maps import Eye, Product
 from paw.transfer.methods import Placebo, method_named, per_head, shift
 from paw.transfer.modules import ROLES, UPDATE, Layers, Place, by_index, by_layer, layer_of, moments_bytes, pair_names, proportional, spread
 from paw.transfer.pairing import Pair, Side, Site
-from paw.transfer.report import _bars, write_report
+from paw.transfer.report import _bars, _draw, write_report
 from paw.transfer.verdict import feasibility, mean
 
 TINY = {name: embedded(name) for name in ("tiny_llama", "tiny_qwen2")}
@@ -770,3 +771,84 @@ def test_a_method_that_fits_says_what_its_modules_had_before(tmp_path: Path) -> 
     new = read_adapter(out)["model.layers.2.mlp.down_proj"]
     assert two["norm_after"] == pytest.approx(new.norm(), rel=1e-4)
     assert (result["target_modules"], result["similarity"]) == (2, None)
+
+
+def test_questions_are_calibration_text_with_one_of_their_choices_in_turn(tmp_path: Path) -> None:
+    """So that no label is used; where the only choice is the answer, it is left out."""
+    c = compose_config(["dataset=facts"]).dataset
+    inputs = {"data": Input(embedded("facts") / "train.jsonl", "data")}
+    found = examples(embedded("facts") / "train.jsonl", c, "train")
+    texts = calibrate._texts(calibrate.CalibrateStage(Runtime("float32"), [], 9, dataset=c, split="train"), inputs)
+    picked = [i % len(e.continuations) for i, e in enumerate(found)]
+    assert len(set(picked)) > 1
+    assert texts == [f"{e.contexts[k]}{e.continuations[k]}" for e, k in zip(found, picked, strict=True)]
+    alone = [{"question": "one ?", "answer": "#### 1"}, {"question": "two ?", "answer": "#### 2"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in alone))
+    gsm = compose_config(["dataset=gsm8k", f"dataset.path={tmp_path}"]).dataset
+    stage = calibrate.CalibrateStage(Runtime("float32"), [], 9, dataset=gsm, split="train")
+    texts = calibrate._texts(stage, {"data": Input(tmp_path / "train.jsonl", "data")})
+    assert ["1" in t or "2" in t for t in texts] == [False, False]
+    assert ["one ?" in texts[0], "two ?" in texts[1]] == [True, True]
+
+
+@pytest.mark.parametrize("by", ["cka", "weights"])
+def test_the_picture_of_layers_shows_the_similarity_and_what_was_matched(tmp_path: Path, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    matrix = {"by": by, "similarity": [[0.5, -0.9, 0.1], [0.2, 0.3, 0.4]]}
+    assert _draw(tmp_path / "x.png", [{"target": "model.layers.0.mlp.up_proj"}], matrix, [(0, 0), (2, 1)])
+    ax = drawn[0].axes[0]
+    assert ax.images[0].get_array().tolist() == matrix["similarity"]
+    assert ax.images[0].get_clim() == (-0.9, 0.9)  # chance is in the middle of the colours
+    assert (list(ax.lines[0].get_xdata()), list(ax.lines[0].get_ydata())) == ([0, 2], [0, 1])
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("source layer", "target layer")
+    assert ax.get_title().startswith("unbiased CKA" if by == "cka" else "Φ of weights")
+    assert not ax.yaxis_inverted()
+
+
+def test_shuffled_evidence_gives_shift_nothing(tmp_path: Path) -> None:
+    """On the same model, where rightly paired text gives back most of what the adapter does."""
+    old = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
+    old = {name: Factors(f.a * 0.3, f.b) for name, f in old.items() if ".0." in name}
+    inputs = {name: Input(TINY["tiny_llama"], name) for name in ("source", "target")}
+    inputs["calibration"] = Input(embedded("facts") / "calibration.txt", "text")
+    config = replace(transfer_named("shift", compose_config([]).transfer), map_penalty=1e-6, penalty=1e-6)  # type: ignore[call-arg]
+    reached = []
+    for seed in (None, 0):
+        known = calibrate.Calibration(calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 1000, seed), inputs)
+        found = shift.fit(old, known, [(0, 0)], config, Silent())  # type: ignore[arg-type]
+        end = (0, Place("layer", "out"))
+        places = {end: Part("model.layers.0")}
+        plain = shift._capture(known, 1, places, known.held)[end]
+        ends = []
+        for adapter in (old, found):
+            with shift.adapted(known.target, known.parts[1], adapter):
+                ends.append(shift._capture(known, 1, places, known.held)[end] - plain)
+        reached.append(linalg.explained(ends[0], ends[1]))
+    assert reached[1] < 0.25 < 0.5 < reached[0]
+
+
+def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> None:
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    config = replace(transfer_named("cross_lora", compose_config([]).transfer), gain="weight")
+    models = {"source": Input(TINY["tiny_llama"], "s"), "target": Input(TINY["tiny_qwen2"], "t")}
+    inputs = models | {"adapter": Input(tmp_path / "adapter", "a")}
+    (tmp_path / "out").mkdir()
+    stage = transferring.TransferStage(config, [(0, 0)], None, Runtime("float32"))
+    result = transferring.transfer(stage, inputs, tmp_path / "out", Silent())
+    assert (result["r2_in"], result["r2_out"], result["feasibility"]) == (None, None, "unknown")
+    for row in json.loads((tmp_path / "out" / "report.json").read_text())["modules"]:
+        assert row["relative_after"] == pytest.approx(row["relative_before"], rel=1e-3)
+    stage = replace(stage, transfer=replace(config, gain="activation"))
+    with pytest.raises(TransferError, match="looks at activations"):
+        transferring.transfer(stage, inputs, tmp_path / "out", Silent())
+    rows = [{"target": MODULE, "source": MODULE}]
+    with pytest.raises(TransferError, match="measures no similarity"):
+        transferring._gate(rows, replace(config, keep_top=0.5))
+    w = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+    endless = Factors(torch.full((3, 12), float("inf")), torch.ones(8, 3))
+    plain = replace(transfer_named("copy", config), gain="none")
+    with pytest.raises(TransferError, match="its factors are not finite"):
+        transferring._move(pair(w, w, w, w), endless, method_named("copy"), plain)  # type: ignore[arg-type]
