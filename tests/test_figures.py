@@ -26,7 +26,7 @@ from paw.data.example import Example
 from paw.data.load import examples, sample
 from paw.data.tokens import BOUNDS, IDS, LABELS, STARTS, Rows
 from paw.errors import AdapterError, DataError, StageError
-from paw.evaluation import classify
+from paw.evaluation import answers, classify
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import Scoring, Writing
 from paw.evaluation.stage import RECORDS, EvaluateStage, evaluate, metrics, read_records
@@ -151,7 +151,7 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     """70 more right than the base is a gain, 40 fewer a harm, 2 fewer nothing shown; own − base is .5, of which .35 is .7."""
     base, own = right(tmp_path, "base", 60), right(tmp_path, "own", 160)
     method, worse = right(tmp_path, "method", 130), right(tmp_path, "worse", 100)
-    draws = [right(tmp_path, f"random {i}", n, draw_of="random") for i, n in enumerate((58, 20))]
+    draws = [right(tmp_path, f"random {i}", n, draw_of="random") for i, n in enumerate((58, 20, 90, 150))]
     said = judge([method, worse, *draws], base, own)
     p = binomtest(70, 70).pvalue
     low, high = (0.35 + sign * Z95 * math.sqrt(0.35 * 0.65 / 200) for sign in (-1, 1))
@@ -161,22 +161,22 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     assert (first["low"], first["high"]) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
     assert said[0] == f"method: a gain over base, {difference(first)}."
     assert said[1] == f"worse: a gain over base, {difference(worse.versus[0])}."
-    assert said[2] == "random, 2 draws: accuracy -0.200 to -0.010 against base; 0 a gain, 1 harm, 1 no effect shown."
+    assert said[2] == "random, 4 draws: accuracy -0.200 to +0.450 against base; 2 a gain, 1 harm, 1 no effect shown."
     assert said[3] == f"method is above worse: {difference(method.versus[1])}."
     lowest = min(v["low"] for v in method.versus[2:])
-    assert lowest == pytest.approx(0.36 - Z95 * math.sqrt(0.36 * 0.64 / 200), abs=0.006)
+    assert lowest == pytest.approx(-0.1 - Z95 * math.sqrt(0.1 * 0.9 / 200), abs=0.006)
     assert said[4] == (
-        f"method is above 2 and below 0 of 2 draws of random: accuracy +0.360 to +0.550, the lowest interval begins at {lowest:+.3f}."
+        f"method is above 3 and below 1 of 4 draws of random: accuracy -0.100 to +0.550, the lowest interval begins at {lowest:+.3f}."
     )
     assert len(said) == 5
-    assert [v["versus"] for v in method.versus] == ["base", "worse", "random 0", "random 1"]
+    assert [v["versus"] for v in method.versus] == ["base", "worse", *(f"random {i}" for i in range(4))]
     assert method.gap is not None
     assert (method.gap.eligible, method.gap.recovered) == (True, pytest.approx(0.7))
-    # all seven comparisons count in Holm's adjustment: the clearest is multiplied by seven
+    # all eleven comparisons count in Holm's adjustment: the clearest is multiplied by eleven
     every = [v for s in (method, worse, *draws) for v in s.versus]
     clearest = min(every, key=lambda v: v["p"])
-    assert len(every) == 7
-    assert clearest["p_holm"] == pytest.approx(7 * clearest["p"])
+    assert len(every) == 11
+    assert clearest["p_holm"] == pytest.approx(11 * clearest["p"])
 
 
 def test_what_is_said_where_accuracy_has_no_gap(tmp_path: Path) -> None:
@@ -720,3 +720,15 @@ def test_questions_without_room_are_counted_or_stop_a_run(tmp_path: Path) -> Non
     file.write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(DataError, match=r"no question fits into the model's \d+ tokens"):
         evaluate(stage, {"model": Input(embedded("tiny_llama"), "m"), "data": Input(file, "d")}, tmp_path, watch)
+
+
+def test_the_last_number_of_many_is_the_answer() -> None:
+    """A longer number counts as one, a single digit as well, and what follows #### only where that is asked for."""
+    assert answers.flexible("first 10, then 20, so 30 apples") == "30"
+    assert answers.flexible("10 and 7") == "7"
+    assert answers.flexible("-3 or $1,250.50") == "$1,250.50"
+    assert answers.flexible("none") is None
+    assert (answers.strict("20 #### 30 #### 40"), answers.strict("30")) == ("30", None)
+    assert answers.plain("so\n#### 1,250.") == answers.plain("$1250") == "1250"
+    assert answers.until("a\n\nb Q: c", ("Q:", "\n\n")) == "a"
+    assert answers.until("a b", ("Q:",)) == "a b"

@@ -852,3 +852,13 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
     plain = replace(transfer_named("copy", config), gain="none")
     with pytest.raises(TransferError, match="its factors are not finite"):
         transferring._move(pair(w, w, w, w), endless, method_named("copy"), plain)  # type: ignore[arg-type]
+
+
+def test_what_several_layers_give_one_is_added_up() -> None:
+    """And cut to the largest of their ranks: the best of that rank."""
+    one, two, three = (factors(10, 7, r, seed) for r, seed in ((2, 0), (3, 1), (1, 2)))
+    assert transferring._joined([one]) is one
+    found = transferring._joined([one, two, three])
+    u, s, vh = torch.linalg.svd(one.b @ one.a + two.b @ two.a + three.b @ three.a)
+    assert found.rank == 3
+    assert torch.allclose(found.b @ found.a, u[:, :3] * s[:3] @ vh[:3], atol=1e-4)
