@@ -28,8 +28,9 @@ from paw.data.tokens import BOUNDS, IDS, LABELS, STARTS, Rows
 from paw.errors import AdapterError, DataError, StageError
 from paw.evaluation import answers, classify
 from paw.evaluation.engine import Engine, Job
-from paw.evaluation.plan import Scoring, Writing
+from paw.evaluation.plan import Scoring, Writing, plan_scoring, plan_writing
 from paw.evaluation.stage import RECORDS, EvaluateStage, evaluate, metrics, read_records
+from paw.evaluation.stage import _read as read_answer
 from paw.evaluation.stage import _record as asked_record
 from paw.evaluation.statistics import Gap, gap_recovered
 from paw.evaluation.trees import tree
@@ -746,3 +747,56 @@ def test_a_row_of_several_draws_is_of_all_of_them(tmp_path: Path) -> None:
     assert row["F1"].startswith("0.300")
     assert row["RAM MiB"] == "300"
     assert row["stages"] == "partly reused"
+
+
+def test_a_written_answer_is_read_strictly_and_loosely() -> None:
+    """Equal to the gold number as the harness compares: not larger, and not an answer that is not there."""
+    question = Example("q", ("c",), (" so 5\n#### 42",), 0)
+    for text, strictly, loosely, parsed in (
+        ("#### 42", True, True, True),
+        ("it is 42", False, True, False),
+        ("#### 41", False, False, True),
+        ("#### 43 or 42", False, True, True),
+        ("9", False, False, False),
+        ("none", False, False, False),
+    ):
+        found = read_answer(question, text, False)
+        assert (found["correct"], found["correct_flexible"], found["parsed"], found["text"]) == (strictly, loosely, parsed, text)
+    lettered = replace(question, continuations=(" A", " B", " C"), gold=1)
+    for text, said in (("B. because", 1), ("(c)", 2), ("D.", None), ("", None)):
+        found = read_answer(lettered, text, True)
+        assert (found["prediction"], found["correct"], found["parsed"]) == (said, said == 1, said is not None)
+
+
+def test_as_many_shots_as_there_are_rows_may_be_shown(tmp_path: Path) -> None:
+    lines = (embedded("facts") / "train.jsonl").read_text().splitlines()[:2]
+    (tmp_path / "train.jsonl").write_text("".join(line + "\n" for line in lines))
+    files = {"model": embedded("tiny_llama"), "data": embedded("facts") / "test.jsonl", "shots": tmp_path / "train.jsonl"}
+    for shots in (2, 3):
+        c = compose_config(["dataset=facts", "evaluate.limit=2", f"evaluate.num_fewshot={shots}"])
+        stage = EvaluateStage(c.dataset, "test", c.evaluate, Runtime("float32"))
+        if shots == 2:
+            assert evaluate(stage, {k: Input(v, str(v)) for k, v in files.items()}, tmp_path, Silent())["n"] == 2
+            continue
+        with pytest.raises(DataError, match=r"num_fewshot=3: .* has 2 rows only"):
+            evaluate(stage, {k: Input(v, str(v)) for k, v in files.items()}, tmp_path, Silent())
+
+
+def test_batches_are_as_full_as_their_budget_allows() -> None:
+    """Longest first, so that little is filled up; the next row would not have fitted any more."""
+    rng = random.Random(0)
+    prompts = [tuple(range(rng.randrange(3, 40))) for _ in range(60)]
+    plan, order = plan_writing(prompts, 2, 300, 10, ("x",))
+    assert [len(prompts[i]) for i in order] == sorted(map(len, prompts), reverse=True)
+    assert [p for b in plan for p in b.prompts] == [prompts[i][2:] for i in order]
+    assert {(b.limit, b.stop) for b in plan} == {(10, ("x",))}
+    for one, longest in ((b, max(map(len, b.prompts)) + 2) for b in plan[:-1]):
+        assert len(one) * (longest + 10) <= 300 < (len(one) + 1) * (longest + 10)
+    asked = [[Encoded(tuple(rng.randrange(5, 99) for _ in range(rng.randrange(4, 90))), 2)] for _ in range(80)]
+    scoring, order = plan_scoring(asked, 0, 600, 10**6)
+    assert sorted(order) == list(range(80))
+    for batch in scoring[:-1]:
+        width = max(sum(map(len, row)) for row in batch.rows)
+        assert len(batch.rows) * width <= 600 < (len(batch.rows) + 1) * width
+    reads = [sum(t.reads for row in batch.rows for t in row) for batch in plan_scoring(asked, 0, 10**6, 150)[0]]
+    assert max(reads) <= 150

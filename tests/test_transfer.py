@@ -862,3 +862,40 @@ def test_what_several_layers_give_one_is_added_up() -> None:
     u, s, vh = torch.linalg.svd(one.b @ one.a + two.b @ two.a + three.b @ three.a)
     assert found.rank == 3
     assert torch.allclose(found.b @ found.a, u[:, :3] * s[:3] @ vh[:3], atol=1e-4)
+
+
+def test_each_model_reads_the_text_in_its_own_tokens() -> None:
+    """The second vocabulary begins with the first: most lines are the same tokens of both, so the others are looked at."""
+    lines = (embedded("facts") / "calibration.txt").read_text().splitlines()
+    tokenizers = [load_tokenizer(TINY[m]) for m in ("tiny_llama", "tiny_qwen2")]
+    inputs = {name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
+    stage = calibrate.CalibrateStage(Runtime("float32"), [], 200)
+    known = calibrate.Calibration(stage, inputs | {"calibration": Input(embedded("facts") / "calibration.txt", "text")})
+    wanted = [tuple(t(line).input_ids for t in tokenizers) for line in lines[: len(known.texts)]]
+    assert sum(s != t for s, t in wanted) > 3
+    assert [(text.source, text.target) for text in known.texts] == wanted
+    for model, name in zip(known.models, ("tiny_llama", "tiny_qwen2"), strict=True):
+        assert torch.equal(model.get_input_embeddings().weight, Weights(TINY[name], "cpu")["model.embed_tokens"])
+    assert known.pads == tuple(t.pad_token_id for t in tokenizers)
+
+
+def test_layers_weights_are_compared_above_chance() -> None:
+    """The same subspace is 1 − k/d above it, an orthogonal one k/d below; the mean of roles that both have."""
+    q = orthogonal(12, 0)
+    one, other = {"q_proj": q[:, :3], "v_proj": q[:, :3], "o_proj": q}, {"q_proj": q[:, :3], "v_proj": q[:, 3:6]}
+    assert layers._excess(one, one | {"o_proj": q}) == pytest.approx((2 * (1 - 3 / 12) + 0) / 3, abs=1e-5)
+    assert layers._excess(one, other) == pytest.approx(((1 - 3 / 12) + (0 - 3 / 12)) / 2, abs=1e-5)
+    narrow = {"q_proj": q[:, :2]}  # of two sizes the smaller is what can be filled, the larger what fills it by chance
+    assert layers._excess(one, narrow) == pytest.approx(1 - 3 / 12, abs=1e-5)
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.01005, True), (0.00995, False)])
+def test_tokens_that_were_hardly_trained_are_no_anchors(share: float, counts: bool) -> None:
+    """Under a hundredth of the median norm, in either model."""
+    generator = torch.Generator().manual_seed(0)
+    source, target = (torch.nn.functional.normalize(torch.randn(9, 5, generator=generator)) for _ in range(2))
+    for spoilt in (0, 1):
+        both = [source.clone(), target.clone()]
+        both[spoilt][8] *= share
+        every, without = (anchors.embedding_site(*both, [(i, i) for i in range(n)]) for n in (9, 8))
+        assert torch.allclose(every.cross, without.cross, atol=1e-6) is not counts
