@@ -800,3 +800,45 @@ def test_batches_are_as_full_as_their_budget_allows() -> None:
         assert len(batch.rows) * width <= 600 < (len(batch.rows) + 1) * width
     reads = [sum(t.reads for row in batch.rows for t in row) for batch in plan_scoring(asked, 0, 10**6, 150)[0]]
     assert max(reads) <= 150
+
+
+class Narrow(Engine):
+    """A device with memory for forty tokens, whose score of a question is its second token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried: list[int] = []
+
+    def _score(self, batch: Scoring) -> list[list[float]]:
+        self.tried.append(batch.tokens())
+        if batch.tokens() > 40:
+            raise MemoryError
+        return [[float(t.ids[1])] for row in batch.rows for t in row]
+
+
+def test_what_does_not_fit_is_halved_and_so_is_all_that_comes_later() -> None:
+    own = Narrow()
+    batch = Scoring(tuple((tree([Encoded((1, i, 2, 3, 4, 5, 6, 7, 8, 9, 10), 2)]),) for i in range(20, 36)))
+    assert batch.tokens() == 160
+    for notes in (2, 0):
+        own.notes, own.tried = [], []
+        assert own._fitting(batch) == [[float(i)] for i in range(20, 36)]
+        assert own._most == 40
+        assert own.tried == ([160, 80, 40, 40, 40, 40] if notes else [40] * 4)
+        assert own.notes == [
+            f"out of memory: batches of at most {n} tokens from here (evaluate.batch_tokens sets it)" for n in (80, 40)[:notes]
+        ]
+    long = tree([Encoded(tuple(range(60)), 2)])
+    with pytest.raises(StageError, match="one question of 59 tokens does not fit into memory"):
+        Narrow()._fitting(Scoring(((long,),)))
+
+
+@pytest.mark.parametrize(("error", "said"), [(MemoryError(), "does not fit into the memory of cpu"), (RuntimeError("other"), "^other$")])
+def test_only_a_lack_of_memory_is_called_one(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    def load(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("paw.evaluation.engine.load_model", load)
+    about = Job(Input(embedded("tiny_llama"), "tiny"), None, Runtime("float32"), False, 0)
+    with pytest.raises(type(error) if said == "^other$" else StageError, match=said):
+        Engine().run(about, Scoring(((tree([Encoded((1, 2, 3), 2)]),),)))

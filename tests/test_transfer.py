@@ -899,3 +899,8 @@ def test_tokens_that_were_hardly_trained_are_no_anchors(share: float, counts: bo
         both[spoilt][8] *= share
         every, without = (anchors.embedding_site(*both, [(i, i) for i in range(n)]) for n in (9, 8))
         assert torch.allclose(every.cross, without.cross, atol=1e-6) is not counts
+
+
+def test_a_method_that_is_none_is_refused_with_the_nearest() -> None:
+    with pytest.raises(TransferError, match=r"no method 'procrust'.*procrustes"):
+        method_named("procrust")
