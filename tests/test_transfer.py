@@ -21,7 +21,7 @@ from paw.config.schema import TransferConfig
 from paw.data.load import examples
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
-from paw.models.layout import Heads, Part
+from paw.models.layout import Heads, Part, heads
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
@@ -443,9 +443,9 @@ def test_a_modules_row_has_the_numbers_of_the_dense_matrices() -> None:
     x_t = torch.randn(300, 16, generator=generator)
     x_s = x_t[:, :12] + 0.5 * torch.randn(300, 12, generator=generator)
     p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
-    t_in, t_out = p.reads.procrustes, p.writes.procrustes.T
-    config = replace(transfer_named("procrustes", compose_config([]).transfer), gain="none")
-    new, row = transferring._move(p, f, method_named("procrustes"), config, 0.5)  # type: ignore[arg-type]
+    t_in, t_out = p.reads.ridge_to_source(0.3), p.writes.ridge_to_target(0.3)
+    config = replace(transfer_named("ridge", compose_config([]).transfer), gain="none", penalty=0.3)  # type: ignore[call-arg]
+    new, row = transferring._move(p, f, method_named("ridge"), config, 0.5)  # type: ignore[arg-type]
     mapped = t_out @ f.b @ f.a @ t_in
     assert torch.allclose(new.b @ new.a, 0.5 * mapped, atol=1e-5)
     delta, after = f.b @ f.a, 0.5 * mapped
@@ -904,3 +904,25 @@ def test_tokens_that_were_hardly_trained_are_no_anchors(share: float, counts: bo
 def test_a_method_that_is_none_is_refused_with_the_nearest() -> None:
     with pytest.raises(TransferError, match=r"no method 'procrust'.*procrustes"):
         method_named("procrust")
+
+
+def test_the_gain_is_the_same_for_a_faint_adapter_and_a_strong_one() -> None:
+    """Ten thousand times less of an update is ten thousand times less of it, and one of nothing stays nothing."""
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 16, generator=generator) * 3
+    p, f = pair(torch.randn(99, 12, generator=generator), torch.randn(99, 16, generator=generator), w_s, w_t), factors(8, 12)
+    for gain in ("activation", "weight", "none"):
+        strong, faint, none = (moved("procrustes", p, Factors(f.a, c * f.b), gain=gain) for c in (1.0, 1e-4, 0.0))
+        assert torch.allclose(faint.b @ faint.a * 1e4, strong.b @ strong.a, rtol=1e-3, atol=1e-4), gain
+        assert none.norm() == 0.0
+
+
+def test_a_pair_of_modules_knows_the_heads_of_its_own_models() -> None:
+    models = {name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
+    stage = transferring.TransferStage(transfer_named("cross_lora", compose_config([]).transfer), [(0, 0)], None, Runtime("float32"))
+    [found] = transferring._pairs([(MODULE, MODULE)], stage, models, Silent())
+    assert found.heads == tuple(heads(TINY[m]) for m in ("tiny_llama", "tiny_qwen2"))
+    assert found.heads[0] != found.heads[1]
+    for side_, m in ((found.source, "tiny_llama"), (found.target, "tiny_qwen2")):
+        assert torch.equal(side_.weight, Weights(TINY[m], "cpu")[MODULE])
+        assert side_.shape == linear_shapes(TINY[m])[MODULE]
