@@ -228,7 +228,7 @@ def test_a_cost_is_the_time_and_the_memory_that_it_took(store: Store, monkeypatc
     from paw.store.meter import Meter
 
     monkeypatch.setenv("SLEEP", "0.3")
-    assert 0.3 <= (go(store).cost["seconds"] or 0) < 3
+    assert 0.3 <= (go(store).cost["seconds"] or 0) < 30
     with Meter() as meter:
         before = meter.cost()["ram_mib"] or 0
         held = bytearray(os.urandom(1 << 20) * 200)
@@ -236,7 +236,7 @@ def test_a_cost_is_the_time_and_the_memory_that_it_took(store: Store, monkeypatc
         del held
     cost = meter.cost()
     assert 150 < (cost["ram_mib"] or 0) - before < 600
-    assert 0.3 <= (cost["seconds"] or 0) < 5
+    assert 0.3 <= (cost["seconds"] or 0) < 30
     assert (cost["gpu_mib"] is None) == (not torch.cuda.is_available())
 
 
