@@ -152,7 +152,7 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     """70 more right than the base is a gain, 40 fewer a harm, 2 fewer nothing shown; own − base is .5, of which .35 is .7."""
     base, own = right(tmp_path, "base", 60), right(tmp_path, "own", 160)
     method, worse = right(tmp_path, "method", 130), right(tmp_path, "worse", 100)
-    draws = [right(tmp_path, f"random {i}", n, draw_of="random") for i, n in enumerate((58, 20, 90, 150))]
+    draws = [right(tmp_path, f"random {i}", n, draw_of="random") for i, n in enumerate((58, 20, 90, 150, 62))]
     said = judge([method, worse, *draws], base, own)
     p = binomtest(70, 70).pvalue
     low, high = (0.35 + sign * Z95 * math.sqrt(0.35 * 0.65 / 200) for sign in (-1, 1))
@@ -162,22 +162,22 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     assert (first["low"], first["high"]) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
     assert said[0] == f"method: a gain over base, {difference(first)}."
     assert said[1] == f"worse: a gain over base, {difference(worse.versus[0])}."
-    assert said[2] == "random, 4 draws: accuracy -0.200 to +0.450 against base; 2 a gain, 1 harm, 1 no effect shown."
+    assert said[2] == "random, 5 draws: accuracy -0.200 to +0.450 against base; 2 a gain, 1 harm, 2 no effect shown."
     assert said[3] == f"method is above worse: {difference(method.versus[1])}."
     lowest = min(v["low"] for v in method.versus[2:])
     assert lowest == pytest.approx(-0.1 - Z95 * math.sqrt(0.1 * 0.9 / 200), abs=0.006)
     assert said[4] == (
-        f"method is above 3 and below 1 of 4 draws of random: accuracy -0.100 to +0.550, the lowest interval begins at {lowest:+.3f}."
+        f"method is above 4 and below 1 of 5 draws of random: accuracy -0.100 to +0.550, the lowest interval begins at {lowest:+.3f}."
     )
     assert len(said) == 5
-    assert [v["versus"] for v in method.versus] == ["base", "worse", *(f"random {i}" for i in range(4))]
+    assert [v["versus"] for v in method.versus] == ["base", "worse", *(f"random {i}" for i in range(5))]
     assert method.gap is not None
     assert (method.gap.eligible, method.gap.recovered) == (True, pytest.approx(0.7))
-    # all eleven comparisons count in Holm's adjustment: the clearest is multiplied by eleven
+    # all thirteen comparisons count in Holm's adjustment: the clearest is multiplied by thirteen
     every = [v for s in (method, worse, *draws) for v in s.versus]
     clearest = min(every, key=lambda v: v["p"])
-    assert len(every) == 11
-    assert clearest["p_holm"] == pytest.approx(11 * clearest["p"])
+    assert len(every) == 13
+    assert clearest["p_holm"] == pytest.approx(13 * clearest["p"])
 
 
 def test_what_is_said_where_accuracy_has_no_gap(tmp_path: Path) -> None:
