@@ -484,9 +484,12 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
         rows: list[dict[str, Any]] = [
             {"target": f"model.layers.{i}.mlp.up_proj", "similarity": raw, "excess": over} for i, (raw, over) in enumerate(found)
         ]
-        transferring._gate(rows, replace(config, similarity=scale))
+        left = transferring._gate(rows, replace(config, similarity=scale))
         assert [r["transferred"] for r in rows] == passed, scale
-    with pytest.raises(TransferError, match=r"similarity_threshold=0\.6 lets no module through \(the largest raw similarity is 0\.5000\)"):
+        for threshold, count in left.items():
+            assert count == sum(row["similarity" if scale == "raw" else "excess"] >= float(threshold) for row in rows)
+        assert left["0.3"] == 2
+    with pytest.raises(TransferError, match=r"similarity_threshold=0\.6 lets no module through \(the largest raw similarity is 0\.5\)"):
         transferring._gate(rows, replace(config, similarity="raw", similarity_threshold=0.6))
     # of a layer the mean counts, not the sum: three of .5 are less than .6 and .7
     modules = [(0, "q_proj", 0.5), (0, "k_proj", 0.5), (0, "v_proj", 0.5), (1, "q_proj", 0.6), (1, "v_proj", 0.7)]
@@ -503,16 +506,18 @@ def test_the_report_has_means_of_roles_and_what_was_left_out(tmp_path: Path) -> 
          "relative_after": 0.02, **{key: v[i] for key, v in values.items()}}
         for i, n in enumerate(names)
     ]  # fmt: skip
-    figures = {"method": "ridge", "feasibility": "align", "why": "Because.", "target_modules": 3, "coverage": 0.75, "target_coverage": 0.08}
+    figures = {"method": "ridge", "feasibility": "align", "why": "Because.", "target_modules": 3}
+    figures |= {"coverage": 0.75, "target_coverage": 0.08, "left": {"0.1": 4, "0.45": 2}}
     write_report(tmp_path, rows, figures, [(0, 0), (1, 1)], None)
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Transfer by ridge\n\n**align**: Because.\n\n3 modules, 75% of the adapter's and 8% of the target's.")
     assert f"Not transferred, by the gate: {names[2]}." in text
-    table = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert table[0] == ["role", "modules", "similarity", "chance", "Φ", "energy kept", "R² in", "R² out", "‖ΔW‖/‖W‖ before", "after"]
-    assert table[2] == ["q_proj", "2", "0.30", "0.10", "–", "0.75", "0.25", "–", "0.01", "0.02"]
-    assert table[3] == ["v_proj", "2", "0.60", "0.10", "–", "0.005", "0.25", "–", "0.01", "0.02"]
-    assert len(table) == 4
+    assert "Modules that a threshold leaves: 4 at 0.1, 2 at 0.45 (" in text
+    head, _, *lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    q, v = (dict(zip(head, line, strict=True)) for line in lines)
+    assert (q["role"], q["modules"], q["similarity"], q["chance"], q["energy kept"]) == ("q_proj", "2", "0.30", "0.10", "0.75")
+    assert (v["role"], v["modules"], v["similarity"], v["chance"], v["energy kept"]) == ("v_proj", "2", "0.60", "0.10", "0.005")
+    assert (q["Φ"], q["R² in"], q["R² out"], q["‖ΔW‖/‖W‖ before"], q["after"]) == ("–", "0.25", "–", "0.01", "0.02")
     assert "![layers and modules](report.png)" in text
     data = json.loads((tmp_path / "report.json").read_text())
     assert (data["modules"], data["coverage"]) == (rows, 0.75)
@@ -920,9 +925,35 @@ def test_the_gain_is_the_same_for_a_faint_adapter_and_a_strong_one() -> None:
 def test_a_pair_of_modules_knows_the_heads_of_its_own_models() -> None:
     models = {name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))}
     stage = transferring.TransferStage(transfer_named("cross_lora", compose_config([]).transfer), [(0, 0)], None, Runtime("float32"))
-    [found] = transferring._pairs([(MODULE, MODULE)], stage, models, Silent())
+    [found] = transferring._pairs({MODULE: factors(1, 1)}, [(MODULE, MODULE)], stage, models, Silent())
     assert found.heads == tuple(heads(TINY[m]) for m in ("tiny_llama", "tiny_qwen2"))
     assert found.heads[0] != found.heads[1]
     for side_, m in ((found.source, "tiny_llama"), (found.target, "tiny_qwen2")):
         assert torch.equal(side_.weight, Weights(TINY[m], "cpu")[MODULE])
         assert side_.shape == linear_shapes(TINY[m])[MODULE]
+
+
+def test_pro_lora_keeps_inside_what_was_inside_and_outside_what_was_outside() -> None:
+    """P_s P_t + (I − P_s)(I − P_t), and the same of the outputs, as dense matrices."""
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t, x = (torch.randn(n, 12, generator=generator) for n in (8, 8, 99))
+    p, f = pair(x, x, w_s, w_t), factors(8, 12)
+    found = moved("pro_lora", p, f, gain="none")
+
+    def both(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        one, other, eye = a @ a.T, b @ b.T, torch.eye(len(a))
+        return one @ other + (eye - one) @ (eye - other)
+
+    s, t = p.source.basis, p.target.basis
+    assert torch.allclose(found.b @ found.a, both(t.u, s.u) @ f.b @ f.a @ both(s.v, t.v), atol=1e-4)
+
+
+def test_frobenius_goes_through_both_subspaces_and_pairs_vectors_where_widths_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(8, 16, generator=generator)
+    p, f = pair(torch.randn(99, 12, generator=generator), torch.randn(99, 16, generator=generator), w_s, w_t), factors(8, 12)
+    s, t = p.source.basis, p.target.basis
+    found = moved("frobenius", p, f, gain="none")
+    assert torch.allclose(found.b @ found.a, t.u @ t.u.T @ s.u @ s.u.T @ f.b @ f.a @ s.v @ t.v.T, atol=1e-4)
+    crossed = moved("cross_lora", p, f, gain="none")
+    assert torch.allclose(crossed.b @ crossed.a, t.u @ s.u.T @ f.b @ f.a @ s.v @ t.v.T, atol=1e-4)
