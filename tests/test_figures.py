@@ -34,6 +34,7 @@ from paw.evaluation.stage import _read as read_answer
 from paw.evaluation.stage import _record as asked_record
 from paw.evaluation.statistics import Gap, gap_recovered
 from paw.evaluation.trees import tree
+from paw.models.adapters import stamp
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer
 from paw.paths import embedded
 from paw.report import results
@@ -495,6 +496,7 @@ def test_classes_by_a_head_are_what_the_model_itself_says(classes: Path) -> None
         if p.requires_grad:
             p.data += 0.2 * torch.randn_like(p)
     model.save_pretrained(str(classes / "adapter"))
+    stamp(classes / "adapter", str(embedded("tiny_llama")), classes=["other", "colour"])
     model.eval()
     tokenizer = load_tokenizer(embedded("tiny_llama"))
     for tokens in (64, 4096):
@@ -700,8 +702,6 @@ def test_every_system_has_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_head_of_other_classes_is_refused(classes: Path) -> None:
-    from paw.models.adapters import stamp
-
     (classes / "adapter").mkdir()
     stamp(classes / "adapter", "tiny", classes=["no", "yes"])
     with pytest.raises(AdapterError, match=r"its head knows 2 classes \(no, yes\), the data has 2 \(other, colour\)"):

@@ -328,3 +328,8 @@ def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StageError, match=r"paths\.artifacts: .*file/store cannot be made: Not a directory"):
         Store(tmp_path / "file" / "store")
+
+
+def test_the_order_in_which_a_mapping_was_written_does_not_count(store: Store) -> None:
+    keys = {go(store, Grown(added=value)).key for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1})}  # type: ignore[arg-type]
+    assert len(keys) == 1

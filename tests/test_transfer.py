@@ -957,3 +957,26 @@ def test_frobenius_goes_through_both_subspaces_and_pairs_vectors_where_widths_di
     assert torch.allclose(found.b @ found.a, t.u @ t.u.T @ s.u @ s.u.T @ f.b @ f.a @ s.v @ t.v.T, atol=1e-4)
     crossed = moved("cross_lora", p, f, gain="none")
     assert torch.allclose(crossed.b @ crossed.a, t.u @ s.u.T @ f.b @ f.a @ s.v @ t.v.T, atol=1e-4)
+
+
+def test_who_writes_to_the_residual_stream() -> None:
+    assert [name for name, role in ROLES.items() if role.onto_stream is True] == ["o_proj", "down_proj"]
+    assert [name for name, role in ROLES.items() if role.onto_stream is False] == ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"]
+
+
+def test_no_code_of_a_model_is_run_unless_that_is_asked() -> None:
+    assert calibrate.CalibrateStage(Runtime("float32"), [], 9).trust == (False, False)
+    assert transferring.TransferStage(compose_config([]).transfer, [], None, Runtime("float32")).trust == (False, False)
+
+
+def test_as_many_layers_are_streamed_at_once_as_memory_holds() -> None:
+    names = [(f"model.layers.{i}.self_attn.q_proj",) * 2 for i in range(4)]
+    shapes = linear_shapes(TINY["tiny_llama"])
+    inputs = {name: Input(TINY["tiny_llama"], name) for name in ("source", "target")}
+    inputs["calibration"] = Input(embedded("facts") / "calibration.txt", "text")
+    stage = calibrate.CalibrateStage(Runtime("float32"), [], 60)
+    layer = moments_bytes(names[:1], shapes, shapes) / 2**30
+    for held, sizes in ((0.5, [1, 1, 1, 1]), (2.1, [2, 2]), (3.1, [3, 1]), (9.0, [4])):
+        groups = list(calibrate.streamed(stage, inputs, names, (shapes, shapes), held * layer, Silent()))
+        assert [len(group) for group, _ in groups] == sizes
+        assert [len(sites) for _, sites in groups] == [2 * n for n in sizes]
