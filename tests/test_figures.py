@@ -694,7 +694,6 @@ def test_two_devices_give_the_scores_of_one_and_say_when_one_is_gone(tmp_path: P
     stage.engines.release()
 
 
-@pytest.mark.xfail(strict=True, reason="names that end in a number are not seen as the same: one system's file replaces another's")
 def test_every_system_has_a_file_of_its_own(tmp_path: Path) -> None:
     for several in (["a1", "a1"], ["x", "x", "x-2"], ["pair/7", "pair 7"]):
         found = [System(name, "tiny", artifact(tmp_path, "evaluate", cost(1.0, 1.0))) for name in several]
@@ -736,7 +735,6 @@ def test_the_last_number_of_many_is_the_answer() -> None:
     assert answers.until("a b", ("Q:",)) == "a b"
 
 
-@pytest.mark.xfail(strict=True, reason="of several draws the table shows the first one's F1, RAM and state of its stages")
 def test_a_row_of_several_draws_is_of_all_of_them(tmp_path: Path) -> None:
     """The note under the table says: the mean, and the lowest to the highest."""
     draws = [right(tmp_path, f"draw {i}", 90, draw_of="draw") for i in range(2)]

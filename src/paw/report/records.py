@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -45,8 +46,8 @@ def file_names(systems: Sequence[System], form: str) -> list[str]:
     names: list[str] = []
     for system in systems:
         stem = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9.-]+', '_', system.name).strip('_') or 'system'}"
-        same = sum(n.rsplit(".", 1)[0].rstrip("0123456789").rstrip("-") == stem for n in names)
-        names.append(f"{stem}-{same + 1}.{form}" if same else f"{stem}.{form}")
+        numbered = (f"{stem}-{n}.{form}" if n > 1 else f"{stem}.{form}" for n in itertools.count(1))
+        names.append(next(name for name in numbered if name not in names))
     return names
 
 

@@ -141,69 +141,67 @@ def _recovered(several: list[System]) -> str:
 
 
 EXTRA = {
-    "spearman": "Spearman",
-    "pearson": "Pearson",
-    "mcc": "MCC",
-    "recall": "recall",
-    "precision": "precision",
-    "f1_macro": "F1 macro",
     "f1": "F1",
-}
+    "f1_macro": "F1 macro",
+    "precision": "precision",
+    "recall": "recall",
+    "mcc": "MCC",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}  # beside accuracy, where there are any
 
 
 def table(systems: list[System]) -> str:
-    """The systems as an aligned Markdown table."""
-    head = [
-        "system",
-        "accuracy",
-        "loss",
-        "perplexity",
-        "seconds",
-        "RAM MiB",
-        "GPU MiB",
-        "coverage",
-        "gap recovered",
-        "stages",
-    ]
-    rows = [_cells(several[0]) if len(several) == 1 else _folded(several) for several in _draws(systems)]
-    for key, name in EXTRA.items():  # beside accuracy, where a head was asked
-        if any(key in s.result for s in systems):
-            head.insert(2, name)
-            for row, several in zip(rows, _draws(systems), strict=True):
-                value = several[0].result.get(key)
-                row.insert(2, "–" if value is None else f"{value:.3f}")
-    return markdown_table([head, *rows])
+    """The systems as an aligned Markdown table, draws of one placebo in one row."""
+    groups = _draws(systems)
+    extra = {key: name for key, name in EXTRA.items() if any(key in s.result for s in systems)}
+    rows = [_cells([s.row() for s in several], several, extra) for several in groups]
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def _folded(several: list[System]) -> list[str]:
-    """Draws of one thing in one row: means, and the range of what chance moves."""
-    rows = [s.row() for s in several]
-    gaps = [s.gap.recovered for s in several if s.gap and s.gap.eligible and s.gap.recovered is not None]
+def _cells(rows: list[dict[str, Any]], several: list[System], extra: dict[str, str]) -> dict[str, str]:
+    """A row of the table by its heads. Of several draws, means with what chance moves in brackets; peaks are the largest, and
+    seconds those of all."""
+    first, many = rows[0], len(rows) > 1
+    accuracy = "–" if first["accuracy"] is None else _spread([r["accuracy"] for r in rows], ".3f")
+    if first["accuracy"] is not None and not many:
+        accuracy = f"{accuracy} ± {first['stderr']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+    gpu = [r["gpu_mib"] for r in rows if r["gpu_mib"] is not None]
+    states = {"reused" if a.reused else "computed" for s in several for a in [*s.made, s.evaluation]}
+    return {
+        "system": f"{several[0].group}, {len(rows)} draws" if many else several[0].name,
+        "accuracy": accuracy,
+        **{name: _spread([r[key] for r in rows], ".3f") if key in first else "–" for key, name in extra.items()},
+        "loss": f"{_mean(rows, 'loss'):.3f}",
+        "perplexity": "–" if first["perplexity"] is None else f"{_mean(rows, 'perplexity'):.3g}",
+        "seconds": f"{sum(r['seconds'] for r in rows):.1f}",
+        "RAM MiB": f"{max(r['ram_mib'] for r in rows):.0f}",
+        "GPU MiB": f"{max(gpu):.0f}" if gpu else "–",
+        "coverage": "–" if first["coverage"] is None else f"{first['coverage']:.0%}",
+        "gap recovered": _gap(several),
+        "stages": states.pop() if len(states) == 1 else "partly reused",
+    }
 
-    def spread(values: list[float], form: str) -> str:
-        return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
-    cells = _cells(several[0])
-    cells[0] = f"{several[0].group}, {len(several)} draws"
-    if rows[0]["accuracy"] is not None:
-        cells[1] = spread([r["accuracy"] for r in rows], ".3f")
-    cells[2], cells[3] = (f"{sum(r[key] for r in rows) / len(rows):{form}}" for key, form in (("loss", ".3f"), ("perplexity", ".3g")))
-    cells[4] = f"{sum(r['seconds'] for r in rows):.1f}"
-    cells[8] = spread(gaps, "+.2f") if gaps else cells[8]
-    return cells
+def _gap(several: list[System]) -> str:
+    gaps = [s.gap for s in several if s.gap]
+    if not gaps:
+        return "–"
+    found = [g.recovered for g in gaps if g.eligible and g.recovered is not None]
+    if not found:
+        return "not eligible"
+    return _spread(found, "+.2f") if len(several) > 1 else f"{found[0]:+.2f} [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
 
 
-def _cells(system: System) -> list[str]:
-    r, gap = system.row(), system.gap
-    accuracy = "–" if r["accuracy"] is None else f"{r['accuracy']:.3f} ± {r['stderr']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
-    recovered = "–" if gap is None else f"{gap.recovered:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}]" if gap.eligible else "not eligible"
-    states = {"reused" if a.reused else "computed" for a in [*system.made, system.evaluation]}
-    return [
-        system.name, accuracy, f"{r['loss']:.3f}", "–" if r["perplexity"] is None else f"{r['perplexity']:.3g}",
-        f"{r['seconds']:.1f}", f"{r['ram_mib']:.0f}",
-        "–" if r["gpu_mib"] is None else f"{r['gpu_mib']:.0f}", "–" if r["coverage"] is None else f"{r['coverage']:.0%}",
-        recovered, states.pop() if len(states) == 1 else "partly reused",
-    ]  # fmt: skip
+def _mean(rows: list[dict[str, Any]], key: str) -> float:
+    return float(sum(r[key] for r in rows) / len(rows))
+
+
+def _spread(values: list[float], form: str) -> str:
+    """One value, or the mean of several and what they range over."""
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any], records: list[str]) -> None:

@@ -298,7 +298,7 @@ def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
     if gain == "none":
         return 1.0
     if gain == "weight":
-        return (old.norm() / pair.source.basis.norm) / max(new.norm() / pair.target.basis.norm, 1e-30)
+        return (old.norm() / max(pair.source.basis.norm, 1e-30)) / max(new.norm() / pair.target.basis.norm, 1e-30)
     if gain != "activation":
         return float(gain)
     device = pair.source.weight.device
