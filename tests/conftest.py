@@ -8,7 +8,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as paw.run does, before torch
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,10 @@ from paw.paths import embedded
 ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
 Launch = Callable[..., object]
+
+# As `hardware=auto` chooses it on a GPU, PAW_TEST_PRECISION=bfloat16 runs the commands of all tests in 16 bits on a CPU:
+# what would fail on a GPU for asking float32's digits fails here.
+PRECISION = os.environ.get("PAW_TEST_PRECISION")
 
 # A small real training: enough steps to reach the answers, no controls.
 QUICK = ["experiment=demo", "transfer.controls=[]"]
@@ -38,7 +42,7 @@ def paw(tmp_path: Path) -> Paw:
 
     def run(*args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "paw.run", *args],
+            [sys.executable, "-m", "paw.run", *in_precision(args)],
             cwd=cwd,
             env={**os.environ, **(env or {})},
             capture_output=True,
@@ -60,7 +64,13 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     from paw.tasks import dispatch
 
     monkeypatch.chdir(tmp_path)
-    return lambda *args: dispatch(compose_config(args), list(args))
+    return lambda *args: dispatch(compose_config(in_precision(args)), list(args))
+
+
+def in_precision(args: Sequence[str]) -> list[str]:
+    """With the precision that is asked for, where the command itself says nothing of hardware."""
+    says = any(a.startswith(("hardware", "-")) for a in args)
+    return [*args, *([f"hardware.precision={PRECISION}"] if PRECISION and not says else [])]
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     assert (first["low"], first["high"]) == (pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006))
     assert said[0] == f"method: a gain over base, {difference(first)}."
     assert said[1] == f"worse: a gain over base, {difference(worse.versus[0])}."
-    assert said[2] == "random, 5 draws: accuracy -0.200 to +0.450 against base; 2 a gain, 1 harm, 2 no effect shown."
+    assert said[2] == "random, 5 draws: accuracy -0.200 to +0.450 against base; 2 a gain, 1 harm, 2 no significant effect."
     assert said[3] == f"method is above worse: {difference(method.versus[1])}."
     lowest = min(v["low"] for v in method.versus[2:])
     assert lowest == pytest.approx(-0.1 - Z95 * math.sqrt(0.1 * 0.9 / 200), abs=0.006)
@@ -190,7 +190,7 @@ def test_what_is_said_where_accuracy_has_no_gap(tmp_path: Path) -> None:
     draws = [right(tmp_path, f"random {i}", 100, log=noise * 0.99 + x, draw_of="random") for i, x in enumerate((-3.1, -2.8))]
     said = judge([method, twin, best, *draws], base, own)
     assert said[0] == "Not eligible: by accuracy there is no gap to recover (own − base is +0.000, interval [+0.000, +0.000])."
-    assert said[1].startswith("method: no effect shown on base, +0.000 accuracy")
+    assert said[1].startswith("method: no significant effect versus base, +0.000 accuracy")
     gap = method.gap_by_likelihood
     assert gap is not None
     share = 0.5 + noise.mean()
@@ -200,7 +200,7 @@ def test_what_is_said_where_accuracy_has_no_gap(tmp_path: Path) -> None:
     assert f"{by_likelihood} method recovers {recovers}" in said
     assert f"{by_likelihood} random, 2 draws, recover -0.10 to +0.20 of the gap." in said
     assert {v["of"] for v in method.versus[1:]} == {"log-likelihood"}
-    assert said[-3].startswith("method cannot be told from twin: +0.000 log-likelihood")
+    assert said[-3].startswith("method is not significantly different from twin: +0.000 log-likelihood")
     assert said[-2].startswith("method is below best: -0.300 log-likelihood")
     assert said[-1].startswith("method is above 2 and below 0 of 2 draws of random: log-likelihood +")
     under = judge([best], method, best)  # a base that is better already has none by likelihood either
@@ -228,7 +228,7 @@ def test_adapters_beside_their_base(tmp_path: Path) -> None:
     assert said == [
         f"good: a gain over base, {difference(found[0].versus[0])}.",
         f"bad: harm to base, {difference(found[1].versus[0])}.",
-        f"same: no effect shown on base, {difference(found[2].versus[0])}.",
+        f"same: no significant effect versus base, {difference(found[2].versus[0])}.",
     ]
     assert [v["difference"] for s in found for v in s.versus] == pytest.approx([0.25, -0.2, 0.0])
     assert found[1].versus[0]["p_holm"] == pytest.approx(2 * found[1].versus[0]["p"])

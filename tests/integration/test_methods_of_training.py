@@ -116,7 +116,7 @@ def test_on_classes(method: str, launch: Launch, tmp_path: Path, lexicon: Path) 
     ask = classify(f"adapter={method}", f"dataset.path={lexicon}", "train.max_steps=60", "train.val_every=30", "evaluate.limit=150")
     adapter, found = train(launch, *ask)
     blind, system = found["systems"]
-    assert blind["system"] == "most frequent class"
+    assert blind["system"] == "majority-class baseline"
     assert found["val_best"] < found["val_start"]
     assert system["loss"] < blind["loss"]
     if method in ("lora", "rslora", "qlora"):

@@ -86,7 +86,7 @@ def examples(
                 )
         except _Bad as bad:
             if dataset.bad_rows == "refuse":
-                raise DataError(f"{file}, line {line}: {bad.text} Mend it, or leave such rows out: dataset.bad_rows=skip.") from None
+                raise DataError(f"{file}, line {line}: {bad.text} Fix the row, or leave such rows out: dataset.bad_rows=skip.") from None
             if skipped is not None:
                 skipped[bad.reason] += 1
             continue

@@ -76,7 +76,7 @@ def class_logits(model: Any, rows: Sequence[Encoded], pad_id: int, pairs: bool) 
 
 
 def blind(train: Sequence[Example]) -> np.ndarray[Any, Any]:
-    """The outputs of one that reads nothing: the training split's frequencies as log-probabilities (one more of each), or its
+    """The outputs of the majority-class baseline: the training split's frequencies as log-probabilities (one more of each), or its
     mean."""
     if train[0].value is not None:
         return np.array([np.mean([e.value for e in train])])

@@ -93,7 +93,7 @@ def evaluate(config: EvaluateStage, inputs: Mapping[str, Input], out: Path, watc
 def _classified(
     questions: list[Example], config: EvaluateStage, inputs: Mapping[str, Input], out: Path, left_out: Counter[str], watch: Watch
 ) -> dict[str, Any]:
-    """By the adapter's head; without an adapter by what the training split has most of, which reads nothing."""
+    """By the adapter's head; without an adapter by the majority-class baseline."""
     model, device = inputs["model"], "cuda" if config.runtime.device == "cuda" else "cpu"
     classes = None if questions[0].value is not None else questions[0].continuations
     if "adapter" in inputs:

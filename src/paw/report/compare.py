@@ -66,7 +66,7 @@ def adjust(comparisons: Sequence[dict[str, Any]]) -> None:
 
 
 def verdict(versus: dict[str, Any]) -> int:
-    """1 for above, −1 for below, 0 for what cannot be told: the interval must exclude 0 and the adjusted p be under .05."""
+    """1 for above, −1 for below, 0 for no significant difference: the interval must exclude 0 and the adjusted p be under .05."""
     if versus["low"] <= 0 <= versus["high"] or versus["p_holm"] >= LEVEL:
         return 0
     return 1 if versus["low"] > 0 else -1

@@ -103,16 +103,16 @@ def _sentence(several: list[System]) -> str:
     """What a system does to its base; of several draws, how many do it."""
     versus = [s.versus[0] for s in several]
     if len(several) == 1:
-        said = {1: "a gain over", -1: "harm to", 0: "no effect shown on"}[verdict(versus[0])]
+        said = {1: "a gain over", -1: "harm to", 0: "no significant effect versus"}[verdict(versus[0])]
         return f"{several[0].name}: {said} {versus[0]['versus']}, {difference(versus[0])}."
     gains, harms = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
-    found = f"{gains} a gain, {harms} harm, {len(versus) - gains - harms} no effect shown"
+    found = f"{gains} a gain, {harms} harm, {len(versus) - gains - harms} no significant effect"
     return f"{several[0].group}, {len(several)} draws: {_range(versus)} against {versus[0]['versus']}; {found}."
 
 
 def _beats(name: str, versus: list[dict[str, Any]], several: list[System]) -> str:
     if len(versus) == 1:
-        verb = {1: "is above", -1: "is below", 0: "cannot be told from"}[verdict(versus[0])]
+        verb = {1: "is above", -1: "is below", 0: "is not significantly different from"}[verdict(versus[0])]
         return f"{name} {verb} {versus[0]['versus']}: {difference(versus[0])}."
     above, below = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
     lowest = min(v["low"] for v in versus)

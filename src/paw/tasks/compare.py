@@ -65,5 +65,5 @@ def _plain(system: Recorded) -> str:
 
 
 def _row(one: dict[str, Any]) -> list[str]:
-    says = {1: "above", -1: "below", 0: "cannot be told apart"}[verdict(one)]
+    says = {1: "above", -1: "below", 0: "no significant difference"}[verdict(one)]
     return [one["system"], one["versus"], one["questions"], difference(one), says]

@@ -167,7 +167,7 @@ class Stages:
         done = self._run(evaluation.STAGE, config, inputs, name)
         r = done.result
         accuracy = "" if r["accuracy"] is None else f"accuracy {r['accuracy']:.3f} ± {r['stderr']:.3f}, "
-        unparsed = f", {r['unparsed']} answers say nothing that can be parsed" if r.get("unparsed") else ""
+        unparsed = f", {r['unparsed']} answers could not be parsed" if r.get("unparsed") else ""
         self._tell(done, f"{name}: {accuracy}loss {r['loss']:.3f}, n = {r['n']}{unparsed}")
         coverage = next((a.result["coverage"] for a in adapter.made if "coverage" in a.result), None) if adapter else None
         return System(name, base.name, done, list(adapter.made) if adapter else [], coverage, draw_of)
@@ -404,7 +404,7 @@ class Stages:
 def check_mode(config: PawConfig, folder: Path) -> None:
     mode = config.evaluate.mode
     if is_encoder(folder) and mode != "classify":
-        raise ConfigError(f"evaluate.mode={mode}: {folder.name} is an encoder, which completes nothing. Set evaluate.mode=classify.")
+        raise ConfigError(f"evaluate.mode={mode}: {folder.name} is an encoder and cannot generate text. Set evaluate.mode=classify.")
 
 
 def check_adapter(config: PawConfig, folder: Path) -> str:
@@ -430,7 +430,7 @@ def check_training(config: PawConfig, runtime: Runtime) -> None:
     """What can be known of a training before its model loads."""
     t = config.train
     if t.resume not in ("auto", "never") and not (Path(t.resume).expanduser() / BEGUN).is_file():
-        raise ConfigError(f"train.resume: {t.resume} holds no unfinished training. Leave it out: an unfinished one is found by itself.")
+        raise ConfigError(f"train.resume: {t.resume} holds no unfinished training. Leave it out: paw finds interrupted runs.")
     if t.optimizer != "adamw":
         need("bitsandbytes", "quantise", f"train.optimizer={t.optimizer}")
     if t.liger:

@@ -127,7 +127,7 @@ def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | Non
     if c.resume != "auto":
         given = Path(c.resume).expanduser()
         if not (given / BEGUN).is_file():
-            raise ConfigError(f"train.resume: {given} holds no unfinished training. Leave it out: an unfinished one is found by itself.")
+            raise ConfigError(f"train.resume: {given} holds no unfinished training. Leave it out: paw finds interrupted runs.")
         there, here = (json.loads((folder / BEGUN).read_text()) for folder in (given, unfinished))
         if there != here:
             raise ConfigError(f"train.resume: {given} is the beginning of another training: {_differ(there, here)}. "

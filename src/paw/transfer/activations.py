@@ -46,9 +46,7 @@ def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> li
         if found >= limit:
             break
     if not found:
-        raise TransferError(
-            "the two tokenizers end no word of the calibration text at the same place. Give other text: transfer.calibration."
-        )
+        raise TransferError("the two tokenizers share no word boundary in the calibration text. Give other text: transfer.calibration.")
     return out
 
 

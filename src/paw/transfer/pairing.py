@@ -116,7 +116,7 @@ class Pair:
     def site(self, place: Place) -> Site:
         """What was seen of a space of the two layers, for methods that declared they need text."""
         if place not in self.sites:
-            raise TransferError("transfer.evidence: this method looks at activations. Leave it at text.")
+            raise TransferError("transfer.evidence: this method needs activations. Remove the transfer.evidence override.")
         return self.sites[place]
 
     def equal_shapes(self, method: str) -> None:
