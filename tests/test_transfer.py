@@ -847,7 +847,7 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
     for row in json.loads((tmp_path / "out" / "report.json").read_text())["modules"]:
         assert row["relative_after"] == pytest.approx(row["relative_before"], rel=1e-3)
     stage = replace(stage, transfer=replace(config, gain="activation"))
-    with pytest.raises(TransferError, match="looks at activations"):
+    with pytest.raises(TransferError, match="needs activations"):
         transferring.transfer(stage, inputs, tmp_path / "out", Silent())
     rows = [{"target": MODULE, "source": MODULE}]
     with pytest.raises(TransferError, match="measures no similarity"):

@@ -53,9 +53,9 @@ class Engines:
             return
         self._start(job.runtime)
         futures: dict[Future[tuple[list[Any], list[str], float | None]], int] = {}
-        for i, batch in enumerate(batches):
-            futures[self._workers[i % count].submit(_in_worker, job, batch)] = i
         try:
+            for i, batch in enumerate(batches):
+                futures[self._workers[i % count].submit(_in_worker, job, batch)] = i
             for future in as_completed(futures):
                 results, notes, gpu = future.result()
                 tell_gpu(f"cuda:{futures[future] % count}", gpu)
