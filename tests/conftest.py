@@ -19,9 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
 Launch = Callable[..., object]
 
-# As `hardware=auto` chooses it on a GPU, PAW_TEST_PRECISION=bfloat16 runs the commands of all tests in 16 bits on a CPU:
-# what would fail on a GPU for asking float32's digits fails here.
-PRECISION = os.environ.get("PAW_TEST_PRECISION")
+# Many tests ask for float32's digits, on a GPU too, where `hardware=auto` would choose 16 bits: tests of those say so.
+PRECISION = "hardware.precision=float32"
 
 # A small real training: enough steps to reach the answers, no controls.
 QUICK = ["experiment=demo", "transfer.controls=[]"]
@@ -68,9 +67,9 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
 
 
 def in_precision(args: Sequence[str]) -> list[str]:
-    """With the precision that is asked for, where the command itself says nothing of hardware."""
-    says = any(a.startswith(("hardware", "-")) for a in args)
-    return [*args, *([f"hardware.precision={PRECISION}"] if PRECISION and not says else [])]
+    """In float32, where the command itself says nothing of precision."""
+    says = any(a.startswith(("hardware=", "hardware.precision=", "-")) for a in args)
+    return [*args, *([] if says else [PRECISION])]
 
 
 @pytest.fixture(scope="session")

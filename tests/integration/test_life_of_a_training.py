@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT, Paw
+from conftest import PRECISION, ROOT, Paw
 from paw.models.adapters import WEIGHTS
 from paw.paths import embedded
 
 pytestmark = pytest.mark.slow
 SHORT = [
+    PRECISION,
     "task=train",
     "experiment=demo",
     "train.max_steps=100",

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import QUICK, ROOT, Paw
+from conftest import PRECISION, QUICK, ROOT, Paw
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded
 
@@ -30,7 +30,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     """`python -m paw.run` in an empty folder."""
     folder = tmp_path_factory.mktemp("demo")
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "paw.run"], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", "paw.run", PRECISION], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done, time.monotonic() - began
 
@@ -250,7 +252,7 @@ def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -
 # ---- broken off, shared -----------------------------------------------------------------------------
 
 
-SHORT = [*QUICK, "train.max_steps=20"]
+SHORT = [PRECISION, *QUICK, "train.max_steps=20"]
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +292,7 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
 
 
 def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "paw.run", "task=train", "experiment=demo", "train.max_steps=60"]
+    command = [sys.executable, "-m", "paw.run", PRECISION, "task=train", "experiment=demo", "train.max_steps=60"]
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     outputs = [p.communicate(timeout=500) for p in processes]
     assert [p.returncode for p in processes] == [0] * 4, outputs
@@ -346,7 +348,7 @@ def test_a_wheel_runs_the_same_from_another_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(site)}
     shown = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == str(site / "paw" / "conf")
-    command = [sys.executable, "-m", "paw.run", *QUICK, "train.max_steps=100", "evaluate.limit=100"]
+    command = [sys.executable, "-m", "paw.run", PRECISION, *QUICK, "train.max_steps=100", "evaluate.limit=100"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(newest(tmp_path))["target + own adapter"]["accuracy"] > 0.5

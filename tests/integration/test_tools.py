@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import Launch, Paw
+from conftest import PRECISION, Launch, Paw
 from paw.errors import ConfigError, DataError
 from paw.paths import embedded
 
@@ -23,7 +23,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from paw.tasks import dispatch
 
     folder = tmp_path_factory.mktemp("adapter")
-    dispatch(compose_config(["task=train", f"paths.outputs={folder}", "train.max_steps=120", "evaluate.limit=1"]), [])
+    dispatch(compose_config([PRECISION, "task=train", f"paths.outputs={folder}", "train.max_steps=120", "evaluate.limit=1"]), [])
     return next((folder / "runs").iterdir()) / "adapters" / "source"
 
 
