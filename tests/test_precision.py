@@ -110,3 +110,15 @@ def test_a_stopped_training_goes_on_to_the_byte(precision: str, method: str, tmp
     broken, _ = training.run("broken", watch)
     assert any("goes on after step 4" in said for said in watch.said)
     assert (broken / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+def test_steps_that_float16_leaves_out_are_counted(tmp_path: Path) -> None:
+    """The gradients of p-tuning's network overflow at the scale that torch starts with: seen by the optimizer itself."""
+    taken: list[int] = []
+    hook = register_optimizer_step_post_hook(lambda *_: taken.append(1))
+    try:
+        _, result = Training(tmp_path, "float16", "adapter=p_tuning").run("out")
+    finally:
+        hook.remove()
+    assert 0 < result["skipped"] == STEPS - len(taken)
+    assert result["steps"] == STEPS

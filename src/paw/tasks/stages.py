@@ -188,6 +188,8 @@ class Stages:
         r = done.result
         best = f"; validated: {r['val_start']:.3f} at the start, {r['val_best']:.3f} at step {r['best_step']}" if "val_best" in r else ""
         how = "packed" if r["packed"] else "padded"
+        if r["skipped"]:
+            best += f"; {r['skipped']} steps left out, their float16 gradients overflowed"
         self._tell(
             done, f"{r['steps']} steps, loss {r['train_loss']:.3f} at the end{best}; {r['tokens_per_second']:.0f} tokens a second, {how}"
         )

@@ -123,7 +123,7 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
                 "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "tokens": sum(history.tokens),
                 "tokens_per_second": round(sum(history.tokens[steady]) / sum(history.seconds[steady]), 1),
-                "validations": history.validations,
+                "validations": history.validations, "skipped": history.skipped,
             }  # fmt: skip
             (plan.folder / FACTS).write_text(json.dumps(facts))
         trainer.strategy.barrier()

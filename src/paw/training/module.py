@@ -41,6 +41,7 @@ class History:
     validations: list[tuple[int, float]] = field(default_factory=list)  # (step, mean loss)
     seconds: list[float] = field(default_factory=list)  # of each step
     tokens: list[int] = field(default_factory=list)
+    skipped: int = 0  # steps that float16's scaler left out, because their gradients overflowed
 
     @property
     def step(self) -> int:
@@ -82,6 +83,7 @@ class Training(pl.LightningModule):
         self.counted = 1  # what all validation rows weigh
         self.adapter_keys = {f"model.{name}" for name in _adapter_names(model)}
         self._sum = self._validation = torch.zeros(())
+        self._scale = 0.0  # of float16's gradients
         self._began = time.perf_counter()
 
     # ---- one step
@@ -91,6 +93,8 @@ class Training(pl.LightningModule):
         still = [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and not m.training]
         if still:
             raise StageError(f"train: the dropout of {still[0]} would not act. This is a bug of paw: please report it.")
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        self._scale = scaler.get_scale() if scaler is not None else 0.0
         self._stop_if_stale()  # a training may have been killed at the very validation that ended it
         self._began = time.perf_counter()
 
@@ -109,6 +113,10 @@ class Training(pl.LightningModule):
         if not math.isfinite(loss):
             raise StageError(f"train: the loss is not finite at step {step}. Lower train.lr, or use hardware.precision=float32.")
         self.method.after_step(self.model, step)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            self.history.skipped += scaler.get_scale() < self._scale  # it falls after an overflow
+            self._scale = scaler.get_scale()
         now = time.perf_counter()
         self.history.losses.append(loss)
         self.history.seconds.append(now - self._began)

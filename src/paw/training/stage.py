@@ -20,7 +20,7 @@ from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, replac
 from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
 MICRO = 640  # tokens of a micro-batch on a CPU
-STAGE = Stage("train", "2", "paw.training.stage:train", resumes=True)
+STAGE = Stage("train", "3", "paw.training.stage:train", resumes=True)
 
 
 @dataclass
