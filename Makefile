@@ -1,8 +1,10 @@
-# make demo | test | quick | gpu | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment
+# make demo | test | quick | gpu | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment,
+#                                                    WORKERS=4 how many tests run at once
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+WORKERS ?= 2
 
 .PHONY: demo test quick gpu lint clean
 .DELETE_ON_ERROR:
@@ -10,8 +12,9 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m paw.run
 
+# Two at a time, each on one core; tests of one file share what they set up
 test: $(READY) $(VENV)/.models
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -142,6 +142,8 @@ WRONG = [
     ("transfer=null", "procrustes"),
     ("experiment=quicktest", "quick_test"),
     ("tracker=mlflow", "swanlab"),
+    ("tracker.swanlab.mode=offline", "tracker.swanlab.mode: needs tracker=swanlab"),
+    ("tracker.wandb.project=x experiment=server", "tracker.wandb.project: needs tracker=wandb"),
     ("train.lrr=1", "lr"),
     ("train.lr=x", "train.lr"),
     ("train.lr=-1", "train.lr"),

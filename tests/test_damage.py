@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from conftest import Silent
 from paw.errors import StageError
 from paw.store import Artifact, Input, Stage, Store
+from paw.store.fingerprint import stamp
 from paw.transfer.bases import Bases
 
 STAGE = Stage("work", "1", "test_damage:work")
@@ -79,9 +79,9 @@ def test_a_disk_that_flips_a_bit_in_silence_is_caught_on_request(tmp_path: Path,
     done = go(tmp_path, watch)
     file = done.path / "weights.safetensors"
     assert go(tmp_path, watch).reused  # its content is remembered by now
-    stat = file.stat()
+    known = (tmp_path / ".content" / stamp(file)).read_text()
     flip(file)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    (tmp_path / ".content" / stamp(file)).write_text(known)  # no time can be set back: as if none had moved
     assert go(tmp_path, watch).reused
     assert not go(tmp_path, watch, verify=True).reused
 
@@ -113,3 +113,31 @@ def test_a_damaged_basis_is_computed_again(damage: Callable[[Path], None], tmp_p
     again = bases.of("q_proj", (40, 1100), 8, lambda: weight, "cpu")
     assert torch.equal(again.v, first.v)
     assert torch.equal(again.u, first.u)
+
+
+def test_another_file_in_the_place_of_one_is_another(tmp_path: Path) -> None:
+    """Archives unpack files with the times that they had, and file systems use inodes again."""
+    import os
+
+    store, found = Store(tmp_path / "store"), set()
+    for i in range(8):
+        folder = tmp_path / f"adapter_{i}"
+        folder.mkdir()
+        file = folder / "adapter.safetensors"
+        file.write_bytes(bytes([i]) * 4096)
+        os.utime(file, ns=(10**18, 10**18))
+        found.add(store.file(folder).fingerprint)
+        file.unlink()
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "null", '{"key": 1}'])
+def test_what_is_no_manifest_is_no_result_and_no_input(text: str, tmp_path: Path, watch: Silent) -> None:
+    done = go(tmp_path, watch)
+    (done.path / "stage.json").write_text(text)
+    with pytest.raises(StageError, match=r"is damaged \(stage.json\)"):
+        Store(tmp_path).file(done.path)
+    assert not go(tmp_path, watch).reused
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "stage.json").write_text(text)  # somebody else's file of that name
+    assert Store(tmp_path / "store").file(tmp_path / "mine").path == tmp_path / "mine"

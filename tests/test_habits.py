@@ -121,6 +121,9 @@ def test_weights_that_older_versions_pickled(tmp_path: Path) -> None:
     (old / PICKLED).write_bytes((old / PICKLED).read_bytes()[:200])
     with pytest.raises(AdapterError, match="is damaged"):
         read_adapter(old)
+    torch.save([1, 2], old / PICKLED)
+    with pytest.raises(AdapterError, match="holds no tensors by name"):
+        read_adapter(old)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,7 @@ def test_weights_that_older_versions_pickled(tmp_path: Path) -> None:
         ("/data/models/Qwen2.5-1.5B/", False),
         ("../models/Qwen_Qwen2.5-1.5B", False),
         (None, False),
+        ("/root/hub/models--Qwen--Qwen2.5-1.5B/snapshots/8faed761d45a263340a0528343f099c05c9a4323", False),
         ("Qwen/Qwen2.5-1.5B-Instruct", True),
         ("meta-llama/Llama-3.2-3B", True),
     ],
@@ -138,6 +142,7 @@ def test_an_adapter_of_another_base_is_warned_of(said: str | None, warned: bool,
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": said}))
     found = other_base(tmp_path, ["qwen25_15b", "../models/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"])
     assert found == (said if warned else None)
+    assert other_base(tmp_path, ["/models/Qwen_Qwen2.5-1.5B"]) == (said if warned else None)
 
 
 def test_the_warning_is_said_and_stands_at_the_head_of_the_results(
@@ -182,6 +187,8 @@ def test_an_old_adapter_of_the_target_is_not_trained_again(launch: Launch, tmp_p
     (results,) = Path("outputs/runs").glob("*/results.json")
     systems = [s["system"] for s in json.loads(results.read_text())["systems"]]
     assert systems[-1] == "target + own adapter"
+    with pytest.raises(TransferError, match="does not fit the target model"):
+        launch("experiment=demo", f"adapter.path={source}", f"target_adapter.path={source}", "evaluate.limit=10")
     with pytest.raises(ConfigError, match=r"target_adapter\.path: only task=pipeline"):
         compose_config(["task=transfer", f"target_adapter.path={target}"])
 
@@ -206,7 +213,8 @@ def test_a_situation_beside_its_question_is_scored_with_it(tmp_path: Path) -> No
     dataset = compose_config(["dataset=social_iqa"]).dataset
     hub = {"context": ROW["context"], "question": ROW["question"], "answerA": "mop", "answerB": "sing", "answerC": "go", "label": "1"}
     own = ROW | {"choices": ["mop", "sing", "go"], "labels": ["1", "2", "3"], "answer": "1"}
-    for form in ("likelihood", "letter"):
+    dataset.classes = ["mop", "sing", "go"]
+    for form in ("likelihood", "letter", "classify"):
         found = []
         for row in (hub, own):
             (tmp_path / "row.jsonl").write_text(json.dumps(row) + "\n")

@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
+import torch
 
-from paw.store.meter import Meter, tell_gpu, usage
+from paw.store.meter import Meter, peak_gpu, reset_gpu, tell_gpu, usage
 
 HOLD = "import time; held = bytearray(300 * 2**20); print('held', flush=True); time.sleep(30)"
 
@@ -38,3 +39,24 @@ def test_gpu_memory_that_processes_tell_is_added_up_by_device() -> None:
     with Meter() as meter:
         pass
     assert meter.cost()["gpu_mib"] in (None, 0.0)
+
+
+def test_peaks_are_not_reset_before_cuda_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses a device by its number until then, and most stages of a GPU machine begin before."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    reset: list[int] = []
+
+    def refuse(device: int) -> None:
+        assert torch.cuda.is_initialized(), "Invalid device argument 0: did you call init?"
+        reset.append(device)
+
+    monkeypatch.setattr(torch._C, "_cuda_resetPeakMemoryStats", refuse, raising=False)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**20)
+    reset_gpu()
+    assert not reset
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", refuse)
+    reset_gpu()
+    assert reset == [0, 1]
+    assert peak_gpu() == 2

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,14 +32,14 @@ def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]
         ("wandb", config.wandb, _Wandb),
         ("tensorboard", config.tensorboard, _TensorBoard),
     ]
+    chosen = [one for one in starts if one[1] is not None]
+    for name, _, _ in chosen:  # before any of them has begun
+        if find_spec(name) is None:
+            raise ConfigError(f"tracker={name}: the package {name} is not installed. Install it: pip install {name}")
     opened: list[Tracker] = []
-    for name, asked, start in starts:
-        if asked is None:
-            continue
+    for name, asked, start in chosen:
         try:
             opened.append(_Guarded(name, start(asked, run_dir, settings)))
-        except ImportError as e:
-            raise ConfigError(f"tracker={name}: the package {e.name} is not installed. Install it: pip install {e.name}") from None
         except Exception as e:
             log.warning("      tracker %s could not start (%s); the run goes on without it", name, _line(e))
     return _All(opened) if opened else None

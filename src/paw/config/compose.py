@@ -202,6 +202,8 @@ def _compose(overrides: Sequence[str], config_dir: str | None) -> PawConfig:
             raise _explain_missing(e, overrides) from None
         except (HydraException, OmegaConfBaseException) as e:
             raise _explain(e) from None
+        except AssertionError:  # Hydra's, of a key below one that is null
+            raise _explain_null(overrides) from None
     return typed(config)
 
 
@@ -230,6 +232,14 @@ def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) ->
         return ConfigError(_first_line(error))
     asked = next((o for o in overrides if o.endswith(f"={choice}") and o.lstrip("+").startswith(group)), f"{group}={choice}")
     return ConfigError(f"{asked}: no {group} called {choice!r}." + nearest(choice, error.options or []))
+
+
+def _explain_null(overrides: Sequence[str]) -> ConfigError:
+    """A tracker's key, where that tracker is not chosen."""
+    asked = (o.lstrip("+").split("=")[0] for o in overrides if o.lstrip("+").startswith("tracker."))
+    key = next((k for k in asked if k.count(".") == 2), "tracker")
+    name = key.split(".")[1] if "." in key else "swanlab"
+    return ConfigError(f"{key}: needs tracker={name}, or several as 'tracker=[{name},tensorboard]'.")
 
 
 def _explain(error: Exception) -> ConfigError:

@@ -26,7 +26,7 @@ from paw.store import Watch, digest, replacing
 from paw.text import some
 
 T = TypeVar("T")
-NORMALISED = "3"  # raise it when a kind reads the hub's rows differently
+NORMALISED = "2"  # raise it when a kind reads the hub's rows differently
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
 
 
@@ -71,8 +71,7 @@ def examples(
         DataError: naming file and line, for a row that is broken, has no gold label or lacks what the prompt names.
     """
     kind, out, seen = kind_named(dataset.kind), [], set[str]()
-    lettered = getattr(kind, "lettered", question.lettered)
-    render = {"letter": lettered, "classify": question.classified}.get(form, kind.render)
+    render = {"letter": question.lettered, "classify": question.classified}.get(form, kind.render)
     classes: tuple[str, ...] | None = None
     for line, text in _lines(file):
         try:
@@ -112,8 +111,9 @@ def unused(file: Path, dataset: DatasetConfig) -> list[str]:
         return []  # a broken row is told with its place when it is read
     if not isinstance(row, dict) or "labels" not in row:  # the hub's own rows are the kind's affair
         return []
+    reads: set[str] = getattr(kind, "READS", set())
     named = {name for prompt in (dataset.prompt, dataset.letter_prompt) for _, name, _, _ in Formatter().parse(prompt) if name}
-    return sorted(key for key, value in row.items() if isinstance(value, str) and key not in READ | named)
+    return sorted(key for key, value in row.items() if isinstance(value, str) and key not in READ | named | reads)
 
 
 def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
@@ -154,7 +154,10 @@ def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetCon
     if not isinstance(row, dict):
         raise _Bad("not an object", "is not an object with fields.")
     try:
-        row = row if "labels" in row else {"id": line, **kind.normalise(row)}  # files may hold the hub's own rows
+        if "labels" not in row:  # files may hold the hub's own rows
+            row = {"id": line, **kind.normalise(row)}
+        elif hasattr(kind, "own"):
+            row = kind.own(row)
         row["id"] = str(row.get("id", line))
         example = replace(render(row, dataset), line=line)
     except KeyError as e:

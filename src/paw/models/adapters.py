@@ -64,14 +64,25 @@ def find_adapter(path: str) -> Path:
 
 def other_base(folder: Path, known: Sequence[str]) -> str | None:
     """What an adapter says it was trained on, where that is none of the names that its base goes by; None where it says
-    nothing. Hub ids and paths are compared by their last part, `Owner_Name` as `Name`."""
+    nothing. Hub ids and paths are compared by their last part, `Owner_Name` and the hub's own cache folders as `Owner/Name`."""
     said = str(read_config(folder).get("base_model_name_or_path") or "")
 
-    def last(name: str) -> str:
-        return name.rstrip("/").rsplit("/", 1)[-1].casefold()
+    def names(name: str) -> set[str]:
+        """What a hub id or a path calls a model: its name, and with its owner where there is one."""
+        cached = re.search(r"models--(.+?)--([^/]+)", name)
+        parts = [cached[1], cached[2]] if cached else name.rstrip("/").casefold().split("/")[-2:]
+        last = parts[-1].casefold()
+        return {last, last.partition("_")[2] or last, "_".join(parts).casefold()}
 
-    names = {last(name) for name in known} | {name.casefold().replace("/", "_") for name in known}
-    return None if not said or last(said) in names else said
+    mine = set().union(*map(names, known))
+    return None if not said or names(said) & mine else said
+
+
+def is_factors(folder: Path) -> bool:
+    """Whether an adapter is nothing but pairs of factors: LoRA without magnitudes, biases and whole modules."""
+    config = read_config(folder)
+    more = (config.get("use_dora"), config.get("modules_to_save"), config.get("bias", "none") != "none")
+    return config["peft_type"] == "LORA" and not any(more)
 
 
 def check_plain(folder: Path) -> None:
@@ -304,6 +315,8 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         except Exception as e:  # damaged bytes, or more than weights: nothing of it is run
             reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
             raise AdapterError(f"{pickled}: is damaged, or holds more than weights ({reason}).") from None
+        if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise AdapterError(f"{pickled}: holds no tensors by name, so it is no PEFT adapter.")
         return found
     if not file.is_file():
         raise AdapterError(f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}.")

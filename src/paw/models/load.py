@@ -27,7 +27,7 @@ class Runtime:
     device: str = transient("cpu")
     devices: int = transient(1)
     strategy: str = transient("auto")
-    deepspeed: str | None = transient(None)  # a configuration of the user's own
+    deepspeed: str | None = transient(None)  # a configuration of the user's own, known by its content
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,7 +59,8 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
         precision = "float32"
         if device == "cuda":
             precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return Runtime(precision, device, hardware.devices, hardware.strategy, hardware.deepspeed)
+    own = str(Path(hardware.deepspeed).expanduser()) if hardware.deepspeed else None
+    return Runtime(precision, device, hardware.devices, hardware.strategy, own)
 
 
 def has_driver() -> bool:

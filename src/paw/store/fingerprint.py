@@ -46,21 +46,27 @@ def digest(obj: Any) -> str:
 
 
 def content(path: Path, memo: Path) -> str:
-    """The hash of a file or folder's content. `memo` is a folder that remembers files by size, time stamp and inode, so that
-    sixteen gigabytes are read once, and not again where a folder was only renamed."""
+    """The hash of a file or folder's content. `memo` is a folder that remembers files by what the file system says of them,
+    so that sixteen gigabytes are read once, and not again where a folder was only renamed."""
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES]
         files = [p for p in files if ".cache" not in p.relative_to(path).parts]  # the hub client's own notes
         if not files:
             raise StageError(f"{path}: holds none of the files that a model, data set or adapter is made of.")
         return digest({str(p.relative_to(path)): content(p, memo) for p in files})
-    stat = path.stat()
-    known = memo / digest([stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    known = memo / stamp(path)
     if known.is_file():
         return known.read_text()
     value = sha256([path])
     write_text(known, value)
     return value
+
+
+def stamp(file: Path) -> str:
+    """A file as its file system knows it. The time of its last change is among it, which nobody can set back: archives unpack
+    files with the times that they had, and inodes are used again."""
+    stat = file.stat()
+    return digest([stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
 
 
 def seal(folder: Path, memo: Path) -> dict[str, str]:
@@ -69,8 +75,8 @@ def seal(folder: Path, memo: Path) -> dict[str, str]:
 
 
 def broken(folder: Path, sealed: Mapping[str, str], memo: Path | None) -> list[str]:
-    """The files of a sealed folder that are missing or not what they were. Size and time stamp are looked at first, content
-    where those have changed; without a memo, content in any case."""
+    """The files of a sealed folder that are missing or not what they were. Size and times are looked at first, content where
+    those have changed; without a memo, content in any case."""
 
     def same(file: Path, value: str) -> bool:
         return file.is_file() and (content(file, memo) if memo else sha256([file])) == value

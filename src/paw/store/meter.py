@@ -85,9 +85,9 @@ def peak_gpu() -> float | None:
 
 
 def reset_gpu() -> None:
-    """From now on peaks are counted anew."""
+    """From now on peaks are counted anew. Before CUDA is used for the first time there are none, and asking would raise."""
     cuda = _cuda()
-    for device in range(cuda.device_count()) if cuda is not None else ():
+    for device in range(cuda.device_count()) if cuda is not None and cuda.is_initialized() else ():
         cuda.reset_peak_memory_stats(device)
 
 
@@ -102,9 +102,11 @@ def _cuda() -> Any:
 def usage() -> dict[str, float]:
     """What this process and all it has started use right now: percent of one core, resident MiB; and of every NVIDIA GPU of
     this machine its utilisation in percent and its memory in MiB."""
-    me = psutil.Process()
+    family = [psutil.Process()]
+    with contextlib.suppress(psutil.Error):
+        family += family[0].children(recursive=True)
     found = {"cpu_percent": 0.0, "ram_mib": 0.0}
-    for process in [me, *me.children(recursive=True)]:
+    for process in family:
         with contextlib.suppress(psutil.Error):
             known = _kept(process.pid)  # percent is since the last call, so that the same object must be asked
             found["cpu_percent"] += known.cpu_percent()

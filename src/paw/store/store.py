@@ -96,11 +96,13 @@ class Store:
     def file(self, path: Path) -> Input:
         """A file or folder as an input, known by its content."""
         manifest = _manifest(path)
-        if manifest is None:
+        ours = (path / MANIFEST).is_file() and path.resolve().is_relative_to(self.root.resolve())
+        if manifest is None and not ours:
             return Input(path, content(path, self._memo))
-        damaged = self._damaged(path, manifest)
+        damaged = [MANIFEST] if manifest is None else self._damaged(path, manifest)
         if damaged:
             raise StageError(f"{path}: is damaged ({some(damaged)}). Run the command that made it again, which makes it anew.")
+        assert manifest is not None
         return Input(path, manifest["content"])
 
     def tokenizer(self, folder: Path) -> Input:
@@ -217,11 +219,13 @@ class Store:
 def _manifest(folder: Path) -> dict[str, Any] | None:
     """What an artifact's folder says of itself; None where it says nothing, or not what was written."""
     try:
-        found: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        sealed = found.pop("seal", None)
-        return found if sealed is None or sealed == digest(found) else None
-    except (OSError, ValueError, AttributeError):
+        found = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
         return None
+    if not isinstance(found, dict) or not {"key", "content", "result", "cost", "stage"} <= found.keys():
+        return None
+    sealed = found.pop("seal", None)
+    return found if sealed is None or sealed == digest(found) else None
 
 
 def _begun(folder: Path, what: Mapping[str, Any]) -> Path:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from paw.config.schema import PawConfig
 from paw.console import Console
+from paw.models.adapters import is_factors
 from paw.report.results import System, judge
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Stages, check_adapter, numbered
+from paw.transfer.stage import fitting
 
 
 def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
@@ -19,6 +21,8 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         if adapter is None:
             check_adapter(config, model.input.path)
     stages.find(train=given is None or there is None, evaluate=True, transfer=True)
+    if there is not None and is_factors(there.path):
+        fitting(there.path, target.input.path, "target")  # not after everything else has been computed
     if given is not None:
         stages.check_transfer(given, source, target)
 

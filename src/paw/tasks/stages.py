@@ -177,6 +177,8 @@ class Stages:
         c = self.config
         rows = self._encode(base, c.dataset.train_split)
         inputs = {"model": base.input, "rows": rows.as_input()}
+        if self.runtime.deepspeed is not None:
+            inputs["deepspeed"] = self.store.file(Path(self.runtime.deepspeed))
         if c.train.val_every is not None:
             inputs["val_rows"] = self._encode(base, self.val_split, c.train.val_limit, rows.result["classes"]).as_input()
         classify, classes = c.evaluate.mode == "classify", rows.result["classes"]
@@ -441,7 +443,7 @@ def check_training(config: PawConfig, runtime: Runtime) -> None:
             raise ConfigError("train.liger: its kernels run on CUDA only. Set train.liger=false.")
     if runtime.strategy == "deepspeed":
         if runtime.deepspeed is not None:
-            _check_json("hardware.deepspeed", Path(runtime.deepspeed).expanduser())
+            _check_json("hardware.deepspeed", Path(runtime.deepspeed))
         need("deepspeed", "deepspeed", "hardware.strategy=deepspeed")
     if runtime.strategy == "deepspeed" and runtime.device != "cuda":
         raise ConfigError("hardware.strategy=deepspeed: needs GPUs, and there are none. Choose ddp or fsdp.")
@@ -451,7 +453,8 @@ def check_training(config: PawConfig, runtime: Runtime) -> None:
 
 def _check_json(key: str, file: Path) -> None:
     try:
-        json.loads(file.read_text())
+        if not isinstance(json.loads(file.read_text()), dict):
+            raise ConfigError(f"{key}: {file} holds no object with keys.")
     except OSError as e:
         raise ConfigError(f"{key}: {file} cannot be read ({e.strerror}). Give a JSON file.") from None
     except ValueError as e:

@@ -236,12 +236,16 @@ def _autocast(runtime: Runtime) -> list[Any]:
     Lightning would make bfloat16 of float16 on a CPU. Empty in float32, and where DeepSpeed casts."""
     import torch
     from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision
+    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
     name = PRECISION[runtime.precision]
     if runtime.precision == "float32" or runtime.strategy == "deepspeed":
         return []
     if runtime.strategy == "fsdp":
-        return [FSDPPrecision(name)]
+        sharded = FSDPPrecision(name)
+        if runtime.precision == "float16":  # Lightning's own is for CUDA, and without it scales nothing and says nothing
+            sharded.scaler = ShardedGradScaler(device=runtime.device)
+        return [sharded]
     scaler = torch.amp.GradScaler(runtime.device) if runtime.precision == "float16" else None
     return [MixedPrecision(name, runtime.device, scaler)]
 

@@ -110,13 +110,26 @@ def plan(
         TransferError: where the adapter does not fit the source, or no module of it has a twin.
     """
     source, target, folder = inputs["source"].path, inputs["target"].path, inputs["adapter"].path
-    adapter, shapes = unfused(read_adapter(folder), module_parts(source)), linear_shapes(source)
+    adapter = fitting(folder, source, "source")
+    return adapter, pair_names(adapter, layers_of(target), layers, roles)
+
+
+def fitting(folder: Path, base: Path, side: str) -> dict[str, Factors]:
+    """An adapter's factors by module, fused modules as their parts.
+
+    Args:
+        side: source or target, for messages.
+
+    Raises:
+        TransferError: where they do not fit the base's weights.
+    """
+    adapter, shapes = unfused(read_adapter(folder), module_parts(base)), linear_shapes(base)
     for name, factors in adapter.items():
         if name not in shapes:
-            raise TransferError(f"{folder}: the source's files have no weight called {name}. Was the adapter trained on another base?")
+            raise TransferError(f"{folder}: the {side}'s files have no weight called {name}. Was the adapter trained on another base?")
         if shapes[name] != (factors.b.shape[0], factors.a.shape[1]):
-            raise TransferError(f"{folder}: {name} of the adapter does not fit the source model. Was it trained on another base?")
-    return adapter, pair_names(adapter, layers_of(target), layers, roles)
+            raise TransferError(f"{folder}: {name} of the adapter does not fit the {side} model. Was it trained on another base?")
+    return adapter
 
 
 def layers_of(folder: Path) -> dict[int, dict[str, str]]:

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from paw.config.schema import DatasetConfig
-from paw.data.example import Example, Row
-from paw.data.kinds import question
+from paw.data.example import Row
+from paw.data.kinds.question import render
+
+__all__ = ["READS", "normalise", "own", "render"]
+
+READS = {"context"}  # of rows of one's own, beside what all have
 
 
 def normalise(row: Row) -> Row:
-    return {
-        "question": row["question"],
-        "context": row["context"],
-        "choices": [row["answerA"], row["answerB"], row["answerC"]],
-        "labels": ["1", "2", "3"],
-        "answer": str(row["label"]).strip(),
-    }
+    return {"question": f"{row['context']} {row['question']}", "choices": [row["answerA"], row["answerB"], row["answerC"]],
+            "labels": ["1", "2", "3"], "answer": str(row["label"]).strip()}  # fmt: skip
 
 
-def render(row: Row, dataset: DatasetConfig) -> Example:
-    """One's own rows may hold the situation in a field of its own, or at the head of the question."""
-    return question.render(whole(row), dataset)
-
-
-def lettered(row: Row, dataset: DatasetConfig) -> Example:
-    return question.lettered(whole(row), dataset)
-
-
-def whole(row: Row) -> Row:
-    situation = str(row.get("context") or "")
-    return row | {"question": f"{situation} {row['question']}".strip()}
+def own(row: Row) -> Row:
+    """Rows of one's own may have the situation in a field of its own."""
+    return row | {"question": f"{row['context']} {row['question']}"} if row.get("context") else row
