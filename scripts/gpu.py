@@ -104,7 +104,7 @@ def steps(gpus: int) -> list[Step]:
     asked = partial(rows, "lm_eval", "arc_easy", "test")
     taught = partial(rows, "trl", "gsm8k", "train")
     return [
-        Step("Tests", "all", "python -m pytest", 900, last_line),
+        Step("Tests", "all", "python -m pytest -n 4 --dist loadfile", 1200, last_line),
         *demos(gpus),
         *trainings(gpus),
         Step(HARNESS, "parity", parity, 180, same, asked),
