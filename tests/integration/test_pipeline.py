@@ -114,7 +114,7 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     assert [r["system"] for r in rows] == list(results(run))
     summary = (run / "summary.md").read_text()
     assert "| target + procrustes" in summary
-    assert summary.split("\n\n")[1].strip() == "python -m paw.run experiment=demo"
+    assert summary.split("\n\n")[1].strip() == f"python -m paw.run experiment=demo {PRECISION}"
     assert str(run.relative_to(folder)) in done.stdout
     assert "[6/6]" in done.stdout
     assert done.stderr == ""

@@ -79,7 +79,10 @@ def broken(folder: Path, sealed: Mapping[str, str], memo: Path | None) -> list[s
     those have changed; without a memo, content in any case."""
 
     def same(file: Path, value: str) -> bool:
-        return file.is_file() and (content(file, memo) if memo else sha256([file])) == value
+        try:
+            return (content(file, memo) if memo else sha256([file])) == value
+        except OSError:  # gone, perhaps at this moment by another process that makes it anew
+            return False
 
     return [name for name, value in sealed.items() if not same(folder / name, value)]
 
