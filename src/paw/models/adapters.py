@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, BIRTH = "adapter_config.json", "adapter_model.safetensors", "paw.json"
 PICKLED = "adapter_model.bin"  # what older versions of PEFT wrote
 # Initialisations after which the base is no longer what it was: the adapter is relative to a residual of it.
-RESIDUAL = ("pissa", "olora", "corda", "loftq", "lora_ga")
+RESIDUAL = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
 PREFIX = "base_model.model."
 
 
@@ -90,10 +90,8 @@ def check_plain(folder: Path) -> None:
     Raises:
         AdapterError: where an adapter's factors are relative to a base that its initialisation has changed.
     """
-    how = str(read_config(folder).get("init_lora_weights", True)).lower()
-    if how.startswith(RESIDUAL):
-        kind = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
-        name = next(v for k, v in kind.items() if how.startswith(k))
+    name = _changes_its_base(folder)
+    if name is not None:
         remedy = (
             "its base was quantised and changed, and PEFT has no conversion. Train it with init_lora_weights=true."
             if name == "LoftQ"
@@ -101,6 +99,12 @@ def check_plain(folder: Path) -> None:
             "DIR_OF_THE_UNTRAINED_ADAPTER), and give DIR."
         )
         raise AdapterError(f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; {remedy}")
+
+
+def _changes_its_base(folder: Path) -> str | None:
+    """The name of an initialisation that takes its part out of the base's weights; None for one that does not."""
+    how = str(read_config(folder).get("init_lora_weights", True)).lower()
+    return next((name for key, name in RESIDUAL.items() if how.startswith(key)), None)
 
 
 def read_adapter(folder: Path) -> dict[str, Factors]:
@@ -260,7 +264,7 @@ def detach(model: Any, folder: Path) -> bool:
     that takes its part out of the weights, which PEFT repeats on loading), which must then be loaded anew."""
     if not model.active_peft_config.is_prompt_learning:
         model.unload()
-    if str(read_config(folder).get("init_lora_weights")).lower().startswith(RESIDUAL):
+    if _changes_its_base(folder):
         return False
     return all(re.search(r"\.(lora_|ia3_)|^prompt_embeddings$", key) for key in _names(folder))
 

@@ -1,6 +1,6 @@
 """Memoised stages: each runs once per config and content of its inputs, and its artifact appears whole or not at all."""
 
-from paw.store.fingerprint import broken, content, digest, plain, seal, sha256
+from paw.store.fingerprint import content, digest, plain, sha256
 from paw.store.meter import peak_gpu, reset_gpu, tell_gpu, usage
 from paw.store.store import BEGUN, MANIFEST, TOKENIZER, Artifact, Input, Stage, Store, Watch, free_memory
 from paw.store.write import replacing, write_text
@@ -14,7 +14,6 @@ __all__ = [
     "Stage",
     "Store",
     "Watch",
-    "broken",
     "content",
     "digest",
     "free_memory",
@@ -22,7 +21,6 @@ __all__ = [
     "plain",
     "replacing",
     "reset_gpu",
-    "seal",
     "sha256",
     "tell_gpu",
     "usage",

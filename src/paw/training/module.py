@@ -93,8 +93,7 @@ class Training(pl.LightningModule):
         still = [n for n, m in self.model.named_modules() if isinstance(m, torch.nn.Dropout) and m.p > 0 and not m.training]
         if still:
             raise StageError(f"train: the dropout of {still[0]} would not act. This is a bug of paw: please report it.")
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        self._scale = scaler.get_scale() if scaler is not None else 0.0
+        self._scale = self._scaler.get_scale() if self._scaler else 0.0
         self._stop_if_stale()  # a training may have been killed at the very validation that ended it
         self._began = time.perf_counter()
 
@@ -113,10 +112,9 @@ class Training(pl.LightningModule):
         if not math.isfinite(loss):
             raise StageError(f"train: the loss is not finite at step {step}. Lower train.lr, or use hardware.precision=float32.")
         self.method.after_step(self.model, step)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            self.history.skipped += scaler.get_scale() < self._scale  # it falls after an overflow
-            self._scale = scaler.get_scale()
+        if self._scaler:
+            before, self._scale = self._scale, self._scaler.get_scale()
+            self.history.skipped += self._scale < before  # it falls after an overflow
         now = time.perf_counter()
         self.history.losses.append(loss)
         self.history.seconds.append(now - self._began)
@@ -198,6 +196,11 @@ class Training(pl.LightningModule):
     # ---- Lightning's questions
 
     @property
+    def _scaler(self) -> Any:
+        """What scales float16's gradients; None in other precisions."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
+
+    @property
     def _sharded(self) -> bool:
         return isinstance(self.trainer.strategy, pl.strategies.FSDPStrategy)
 
@@ -221,8 +224,7 @@ class Training(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         c = self.config
         # A fused optimizer takes the scale (float16) off its gradients itself: too late for clipping, which comes before it.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad], fused=not scaled)
+        optimizer = _optimizer(c, [p for p in self.model.parameters() if p.requires_grad], fused=not self._scaler)
         warmup = round(c.warmup_ratio * self.steps)
 
         def factor(step: int) -> float:
