@@ -17,7 +17,9 @@ from harness import SPLITS, Quiet, random_adapter, rows_file
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", required=True)
     p.add_argument("--model", default="smollm2_135m")
     p.add_argument("--task", default="arc_easy")
@@ -27,7 +29,7 @@ def main() -> None:
 
     from paw.config.compose import compose_config, model_named
     from paw.evaluation.devices import Engines
-    from paw.evaluation.stage import EvaluateStage, evaluate
+    from paw.evaluation.evaluate import EvaluateStage, evaluate
     from paw.models.load import Runtime, load_model
     from paw.models.locate import locate
     from paw.store import Input
@@ -45,7 +47,9 @@ def main() -> None:
 
         def scored(engines: Engines, adapter: Path) -> float:
             began = time.perf_counter()
-            stage = EvaluateStage(config.dataset, SPLITS[c.task], config.evaluate, Runtime("float32"), engines=engines)
+            stage = EvaluateStage(
+                config.dataset, SPLITS[c.task], config.evaluate, Runtime("float32"), engines=engines
+            )
             evaluate(stage, inputs | {"adapter": Input(adapter, str(adapter))}, Path(work), Quiet())
             return time.perf_counter() - began
 
@@ -63,8 +67,11 @@ def main() -> None:
             together = time.perf_counter() - began
             fresh.release()
             ratios.append(together / (sum(passes) + load))
-            print(f"round {i + 1}: load {load:.2f} s, five passes {sum(passes):.2f} s, five adapters from nothing {together:.2f} s, "
-                  f"ratio {ratios[-1]:.3f}", flush=True)  # fmt: skip
+            print(
+                f"round {i + 1}: load {load:.2f} s, five passes {sum(passes):.2f} s, five adapters from nothing {together:.2f} s, "
+                f"ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
         print(f"median ratio {statistics.median(ratios):.3f}")
 
 

@@ -27,10 +27,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TASKS = {"arc_challenge": "test", "arc_easy": "test", "piqa": "validation", "hellaswag": "validation", "winogrande": "validation"}
+TASKS = {
+    "arc_challenge": "test",
+    "arc_easy": "test",
+    "piqa": "validation",
+    "hellaswag": "validation",
+    "winogrande": "validation",
+}
 WRITTEN = {"gsm8k": "test"}
-FILES = {"arc_challenge": "arc/arc_challenge.yaml", "arc_easy": "arc/arc_easy.yaml", "piqa": "piqa/piqa.yaml",
-         "hellaswag": "hellaswag/hellaswag.yaml", "winogrande": "winogrande/default.yaml", "gsm8k": "gsm8k/gsm8k.yaml"}  # fmt: skip
+FILES = {
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "winogrande": "winogrande/default.yaml",
+    "gsm8k": "gsm8k/gsm8k.yaml",
+}
 SPLITS = TASKS | WRITTEN
 BATCHES = (1, 2, 4, 8, 16, 32)
 
@@ -69,11 +81,18 @@ def with_paw(c: argparse.Namespace) -> dict[str, Any]:
     from paw.config.compose import compose_config
     from paw.data.load import split_file
     from paw.evaluation.devices import Engines
-    from paw.evaluation.stage import EvaluateStage, evaluate, read_records
+    from paw.evaluation.evaluate import EvaluateStage, evaluate, read_records
     from paw.models.load import Runtime
     from paw.store import Input
 
-    config = compose_config([f"dataset={c.task}", "model@source=tiny_llama", f"evaluate.num_fewshot={c.shots}", f"evaluate.limit={c.rows}"])
+    config = compose_config(
+        [
+            f"dataset={c.task}",
+            "model@source=tiny_llama",
+            f"evaluate.num_fewshot={c.shots}",
+            f"evaluate.limit={c.rows}",
+        ]
+    )
     source = "train_xl" if c.task == "winogrande" else "train"
     inputs = {"model": Input(Path(c.folder), "base"), "data": Input(rows_file(c), "rows")}
     if c.adapter:
@@ -81,7 +100,14 @@ def with_paw(c: argparse.Namespace) -> dict[str, Any]:
     if c.shots:
         inputs["shots"] = Input(split_file(config.dataset, source, c.data, Quiet()), "shots")
     engines = Engines()
-    stage = EvaluateStage(config.dataset, SPLITS[c.task], config.evaluate, Runtime(c.dtype, c.device), source, engines=engines)
+    stage = EvaluateStage(
+        config.dataset,
+        SPLITS[c.task],
+        config.evaluate,
+        Runtime(c.dtype, c.device),
+        source,
+        engines=engines,
+    )
     with tempfile.TemporaryDirectory() as out:
         stage.evaluate.limit = 2
         evaluate(stage, inputs, Path(out), Quiet())  # loads the base, which stays
@@ -97,22 +123,35 @@ def in_double(c: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from paw.config.compose import compose_config
-    from paw.data.encode import encode
     from paw.data.load import examples, split_file
+    from paw.data.tokenise import encode
     from paw.models.adapters import attach
     from paw.models.load import Runtime, load_model, load_tokenizer
 
     dataset = compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset
     example = next(e for e in examples(rows_file(c), dataset, "test") if e.id == c.id)
     if c.shots:
-        solved = examples(split_file(dataset, "train_xl" if c.task == "winogrande" else "train", c.data, Quiet()), dataset, "train")
-        example = example.after("".join(f"{s.solved()}\n\n" for s in random.Random(0).sample(solved, c.shots)))
-    row = encode(load_tokenizer(Path(c.folder)), [(example.contexts[c.choice], example.continuations[c.choice])], False)[0]
+        solved = examples(
+            split_file(dataset, "train_xl" if c.task == "winogrande" else "train", c.data, Quiet()),
+            dataset,
+            "train",
+        )
+        example = example.after(
+            "".join(f"{s.solved()}\n\n" for s in random.Random(0).sample(solved, c.shots))
+        )
+    row = encode(
+        load_tokenizer(Path(c.folder)),
+        [(example.contexts[c.choice], example.continuations[c.choice])],
+        False,
+    )[0]
     model = load_model(Path(c.folder), Runtime("float32"))
     model = (attach(model, Path(c.adapter), "base") if c.adapter else model).double()
     with torch.inference_mode():
         found = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-    return {"score": sum(float(found[i - 1, row.ids[i]]) for i in range(row.start, len(row.ids))), "tokens": len(row.ids) - row.start}
+    return {
+        "score": sum(float(found[i - 1, row.ids[i]]) for i in range(row.start, len(row.ids))),
+        "tokens": len(row.ids) - row.start,
+    }
 
 
 def rows_file(c: argparse.Namespace) -> Path:
@@ -120,7 +159,12 @@ def rows_file(c: argparse.Namespace) -> Path:
     from paw.config.compose import compose_config
     from paw.data.load import _lines, split_file
 
-    full = split_file(compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset, SPLITS[c.task], c.data, Quiet())
+    full = split_file(
+        compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset,
+        SPLITS[c.task],
+        c.data,
+        Quiet(),
+    )
     out = Path(c.work) / f"{c.task}_{c.rows}.jsonl"
     out.write_text("".join(text for _, text in itertools.islice(_lines(full), c.rows)))
     return out
@@ -132,16 +176,37 @@ def rows_file(c: argparse.Namespace) -> Path:
 def hub_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
     """A normalised row in the form that the harness's task file reads."""
     if task.startswith("arc"):
-        return {"id": row["id"], "question": row["question"], "choices": {"text": row["choices"], "label": row["labels"]},
-                "answerKey": row["answer"]}  # fmt: skip
+        return {
+            "id": row["id"],
+            "question": row["question"],
+            "choices": {"text": row["choices"], "label": row["labels"]},
+            "answerKey": row["answer"],
+        }
     if task == "gsm8k":
         return row
     if task == "piqa":
-        return {"goal": row["question"], "sol1": row["choices"][0], "sol2": row["choices"][1], "label": int(row["answer"])}
+        return {
+            "goal": row["question"],
+            "sol1": row["choices"][0],
+            "sol2": row["choices"][1],
+            "label": int(row["answer"]),
+        }
     if task == "winogrande":
-        return {"sentence": row["question"], "option1": row["choices"][0], "option2": row["choices"][1], "answer": row["answer"]}
+        return {
+            "sentence": row["question"],
+            "option1": row["choices"][0],
+            "option2": row["choices"][1],
+            "answer": row["answer"],
+        }
     label, _, rest = row["question"].partition(": ")
-    return {"activity_label": label, "ctx_a": rest, "ctx_b": "", "endings": row["choices"], "label": row["answer"], "ind": 0}
+    return {
+        "activity_label": label,
+        "ctx_a": rest,
+        "ctx_b": "",
+        "endings": row["choices"],
+        "label": row["answer"],
+        "ind": 0,
+    }
 
 
 def with_harness(c: argparse.Namespace) -> dict[str, Any]:
@@ -160,10 +225,14 @@ def with_harness(c: argparse.Namespace) -> dict[str, Any]:
     extra: dict[str, Any] = {}
     if c.shots:  # the very shots that paw draws, in its order
         dataset = compose_config([f"dataset={c.task}", "model@source=tiny_llama"]).dataset
-        full = split_file(dataset, "train_xl" if c.task == "winogrande" else "train", c.data, Quiet())
+        full = split_file(
+            dataset, "train_xl" if c.task == "winogrande" else "train", c.data, Quiet()
+        )
         known = {r["id"]: r for r in (json.loads(text) for _, text in _lines(full))}
         shots = random.Random(0).sample(examples(full, dataset, "train"), c.shots)
-        (work / "shots.jsonl").write_text("".join(json.dumps(hub_row(c.task, known[s.id])) + "\n" for s in shots))
+        (work / "shots.jsonl").write_text(
+            "".join(json.dumps(hub_row(c.task, known[s.id])) + "\n" for s in shots)
+        )
         files["train"] = str(work / "shots.jsonl")
         extra = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     own = Path(lm_eval.__file__).parent / "tasks" / FILES[c.task]
@@ -171,19 +240,44 @@ def with_harness(c: argparse.Namespace) -> dict[str, Any]:
         extra |= {"training_split": None}
     if SPLITS[c.task] == "test":
         extra |= {"validation_split": None}
-    task = {"include": str(own), "task": "rows", "tag": None, "dataset_path": "json", "dataset_name": None,
-            "dataset_kwargs": {"data_files": files}, **extra}  # fmt: skip
+    task = {
+        "include": str(own),
+        "task": "rows",
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        **extra,
+    }
     (work / "rows.yaml").write_text(yaml.safe_dump(task))
-    lm = HFLM(pretrained=c.folder, peft=c.adapter or None, dtype=c.dtype, device=c.device, batch_size=c.batch)
+    lm = HFLM(
+        pretrained=c.folder,
+        peft=c.adapter or None,
+        dtype=c.dtype,
+        device=c.device,
+        batch_size=c.batch,
+    )
     kind = "generate_until" if c.task in WRITTEN else "loglikelihood"
     ask, seconds = timed(getattr(lm, kind))
     setattr(lm, kind, ask)
     with peak() as found:
-        done = lm_eval.simple_evaluate(model=lm, tasks=["rows"], task_manager=TaskManager(include_path=str(work), include_defaults=False),
-                                       num_fewshot=c.shots, bootstrap_iters=0, log_samples=True, random_seed=0)  # fmt: skip
+        done = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=["rows"],
+            task_manager=TaskManager(include_path=str(work), include_defaults=False),
+            num_fewshot=c.shots,
+            bootstrap_iters=0,
+            log_samples=True,
+            random_seed=0,
+        )
     samples = done["samples"]["rows"]
     written = c.task in WRITTEN
-    scores = {rows[s["doc_id"]]["id"]: s["resps"][0][0] if written else [float(r[0][0]) for r in s["resps"]] for s in samples}
+    scores = {
+        rows[s["doc_id"]]["id"]: s["resps"][0][0]
+        if written
+        else [float(r[0][0]) for r in s["resps"]]
+        for s in samples
+    }
     return {"seconds": seconds[0], "mib": found["mib"], "scores": scores}
 
 
@@ -207,7 +301,9 @@ def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
     settings = vars(c) | changes
     with tempfile.TemporaryDirectory(dir=c.work) as folder:
         (Path(folder) / "settings.json").write_text(json.dumps(settings, default=str))
-        done = subprocess.run([sys.executable, __file__, "child", side, folder], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "child", side, folder], capture_output=True, text=True
+        )
         if done.returncode:
             sys.exit(f"{side} failed:\n{done.stderr[-3000:]}")
         found: dict[str, Any] = json.loads((Path(folder) / "found.json").read_text())
@@ -216,15 +312,19 @@ def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
 
 def parity(c: argparse.Namespace) -> None:
     adapter = Path(c.adapter).name if c.adapter else "none"
-    print(f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {adapter} | rows | choices | largest difference | "
-          "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|---|---|",
-          flush=True)  # fmt: skip
+    print(
+        f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {adapter} | rows | choices | largest difference | "
+        "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|---|---|",
+        flush=True,
+    )
     for task in c.tasks:
         c.task = task
         theirs, ours = child("harness", c), child("paw", c)
         assert theirs["scores"].keys() == ours["scores"].keys()
         if task in WRITTEN:
-            same = sum(theirs["scores"][i].strip() == ours["scores"][i].strip() for i in ours["scores"])
+            same = sum(
+                theirs["scores"][i].strip() == ours["scores"][i].strip() for i in ours["scores"]
+            )
             print(
                 f"| {task} | {len(ours['scores'])} | | | | | {same} texts equal | {theirs['seconds']:.1f} | {ours['seconds']:.1f} |",
                 flush=True,
@@ -232,11 +332,15 @@ def parity(c: argparse.Namespace) -> None:
             continue
         pairs = [(theirs["scores"][i], ours["scores"][i]) for i in ours["scores"]]
         far = {
-            (i, k): abs(a - b) for i in ours["scores"] for k, (a, b) in enumerate(zip(theirs["scores"][i], ours["scores"][i], strict=True))
+            (i, k): abs(a - b)
+            for i in ours["scores"]
+            for k, (a, b) in enumerate(zip(theirs["scores"][i], ours["scores"][i], strict=True))
         }
         c.id, c.choice = max(far, key=lambda at: far[at])
         true, worst = child("truth", c), far[c.id, c.choice]
-        errors = (f"{abs(side['scores'][c.id][c.choice] - true['score']):.0e}" for side in (theirs, ours))
+        errors = (
+            f"{abs(side['scores'][c.id][c.choice] - true['score']):.0e}" for side in (theirs, ours)
+        )
         same = sum(x.index(max(x)) == y.index(max(y)) for x, y in pairs)
         choices = sum(len(x) for x, _ in pairs)
         seconds = f"{theirs['seconds']:.1f} | {ours['seconds']:.1f}"
@@ -248,13 +352,18 @@ def parity(c: argparse.Namespace) -> None:
 
 
 def speed(c: argparse.Namespace) -> None:
-    print(f"| {c.model}, {c.dtype}, {c.rows} rows, {c.shots} shots | harness s (its best batch) | paw s | ratio, median of {c.rounds} | "
-          "harness MiB | paw MiB |\n|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        f"| {c.model}, {c.dtype}, {c.rows} rows, {c.shots} shots | harness s (its best batch) | paw s | ratio, median of {c.rounds} | "
+        "harness MiB | paw MiB |\n|---|---|---|---|---|---|"
+    )
     for task in c.tasks:
         c.task = task
         tried = {b: child("harness", c, batch=b, rows=c.trial)["seconds"] for b in c.batches}
         best = min(tried, key=lambda b: tried[b])
-        print(f"  {task}: harness seconds by batch size, {c.trial} rows: { ({b: round(s, 1) for b, s in tried.items()}) }", file=sys.stderr)
+        print(
+            f"  {task}: harness seconds by batch size, {c.trial} rows: { ({b: round(s, 1) for b, s in tried.items()}) }",
+            file=sys.stderr,
+        )
         rounds = [(child("harness", c, batch=best), child("paw", c)) for _ in range(c.rounds)]
         theirs, ours = [r[0] for r in rounds], [r[1] for r in rounds]
         ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in rounds)
@@ -262,8 +371,11 @@ def speed(c: argparse.Namespace) -> None:
         def shown(side: list[dict[str, Any]]) -> str:
             return " ".join(f"{x['seconds']:.1f}" for x in side)
 
-        print(f"| {task} | {shown(theirs)} ({best}) | {shown(ours)} | {ratio:.2f} | {max(x['mib'] for x in theirs):.0f} | "
-              f"{max(x['mib'] for x in ours):.0f} |", flush=True)  # fmt: skip
+        print(
+            f"| {task} | {shown(theirs)} ({best}) | {shown(ours)} | {ratio:.2f} | {max(x['mib'] for x in theirs):.0f} | "
+            f"{max(x['mib'] for x in ours):.0f} |",
+            flush=True,
+        )
 
 
 def random_adapter(folder: str, work: str, seed: int = 0) -> str:
@@ -275,7 +387,14 @@ def random_adapter(folder: str, work: str, seed: int = 0) -> str:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     found = get_peft_model(
-        model, LoraConfig(r=8, lora_alpha=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+        model,
+        LoraConfig(
+            r=8,
+            lora_alpha=8,
+            target_modules="all-linear",
+            init_lora_weights=False,
+            task_type="CAUSAL_LM",
+        ),
     )
     for name, p in found.named_parameters():
         if "lora_B" in name:
@@ -286,7 +405,9 @@ def random_adapter(folder: str, work: str, seed: int = 0) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("what", choices=["parity", "speed"])
     p.add_argument("--data", required=True)
     p.add_argument("--model", required=True, help="a name in conf/model, or a folder")
@@ -294,9 +415,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--rows", type=int, default=200)
     p.add_argument("--shots", type=int, default=0)
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--trial", type=int, default=24, help="rows on which the harness's batch size is found")
+    p.add_argument(
+        "--trial", type=int, default=24, help="rows on which the harness's batch size is found"
+    )
     p.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    p.add_argument("--batch", type=int, default=8, help="the harness's batch size in the parity run")
+    p.add_argument(
+        "--batch", type=int, default=8, help="the harness's batch size in the parity run"
+    )
     p.add_argument("--adapter", help="an adapter folder, or `random`")
     p.add_argument("--dtype", default="float32")
     p.add_argument("--device", default="cpu")

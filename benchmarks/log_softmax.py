@@ -12,4 +12,6 @@ for size in (49_152, 262_144):
     logits = torch.randn(20, size) * 3
     true = logits.double().log_softmax(-1)
     softmax, direct = logits.log_softmax(-1), logits - logits.logsumexp(-1, keepdim=True)
-    print(f"{size}: log_softmax {(softmax - true).abs().max():.1e}, logit − logsumexp {(direct - true).abs().max():.1e}")
+    print(
+        f"{size}: log_softmax {(softmax - true).abs().max():.1e}, logit − logsumexp {(direct - true).abs().max():.1e}"
+    )

@@ -37,10 +37,30 @@ from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("evaluation", "transfer", "store", "report", "training/batches.py")  # under src/paw
-LEFT_OUT = ("test_config.py", "test_console.py", "test_data.py", "test_models.py", "test_architecture.py")
-WARM = ("torch", "pytest", "hypothesis", "hydra", "peft", "pytorch_lightning", "matplotlib.figure", "scipy.stats", "scipy.linalg",
-        "statsmodels.stats.multitest", "safetensors.torch", "transformers.models.llama.modeling_llama", "datasets",
-        "transformers.models.qwen2.modeling_qwen2", "transformers.models.gemma3.modeling_gemma3")  # fmt: skip
+LEFT_OUT = (
+    "test_config.py",
+    "test_console.py",
+    "test_data.py",
+    "test_models.py",
+    "test_architecture.py",
+)
+WARM = (
+    "torch",
+    "pytest",
+    "hypothesis",
+    "hydra",
+    "peft",
+    "pytorch_lightning",
+    "matplotlib.figure",
+    "scipy.stats",
+    "scipy.linalg",
+    "statsmodels.stats.multitest",
+    "safetensors.torch",
+    "transformers.models.llama.modeling_llama",
+    "datasets",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.gemma3.modeling_gemma3",
+)
 LEAST = 3  # mutants of a file, at least, where it has so many places
 
 Mutant = dict[str, Any]
@@ -55,7 +75,11 @@ def places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
     skip = [
         ((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0))
         for node in ast.walk(ast.parse(code))
-        for n in (getattr(node, "annotation", None), getattr(node, "returns", None), _typing_only(node))
+        for n in (
+            getattr(node, "annotation", None),
+            getattr(node, "returns", None),
+            _typing_only(node),
+        )
         if n is not None
     ]
     nodes, found = list(_nodes(parso.parse(code))), defaultdict(list)
@@ -85,7 +109,12 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 def drawn(count: int, seed: int) -> list[Mutant]:
     """So many mutants of CODE, one a place; every file has a share by its size, and a few at least."""
-    files = [f for part in CODE for f in sorted([ROOT / "src/paw" / part, *(ROOT / "src/paw" / part).rglob("*.py")]) if f.is_file()]
+    files = [
+        f
+        for part in CODE
+        for f in sorted([ROOT / "src/paw" / part, *(ROOT / "src/paw" / part).rglob("*.py")])
+        if f.is_file()
+    ]
     known = {file: places(file.read_text(encoding="utf-8")) for file in files}
     total, random_ = sum(map(len, known.values())), random.Random(seed)
     out = []
@@ -93,7 +122,14 @@ def drawn(count: int, seed: int) -> list[Mutant]:
         share = min(len(here), max(LEAST, round(count * len(here) / total)))
         for line, column in sorted(random_.sample(sorted(here), share)):
             operator, occurrence = random_.choice(here[line, column])
-            out.append({"file": str(file.relative_to(ROOT)), "line": line, "operator": operator, "occurrence": occurrence})
+            out.append(
+                {
+                    "file": str(file.relative_to(ROOT)),
+                    "line": line,
+                    "operator": operator,
+                    "occurrence": occurrence,
+                }
+            )
     return out
 
 
@@ -109,9 +145,21 @@ def measured(copy: Path, memo: Path) -> Reach:
     data = copy / "reach.data"
     (copy / "reach.ini").write_text(f"[run]\nsource = {copy}/src/paw\ndata_file = {data}\n")
     ignored = [f"--ignore=tests/{name}" for name in LEFT_OUT]
-    command = [sys.executable, "-m", "pytest", "-m", "not slow", "-vv", "--durations=0", "--durations-min=0", *ignored]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "not slow",
+        "-vv",
+        "--durations=0",
+        "--durations-min=0",
+        *ignored,
+    ]
     command += ["--cov", f"--cov-config={copy}/reach.ini", "--cov-context=test", "--cov-report="]
-    done = subprocess.run(command, cwd=copy, env={**os.environ, **_environment(copy)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=copy, env={**os.environ, **_environment(copy)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:]
     return _read_reach(coverage.CoverageData(str(data)), done.stdout, copy, memo)
 
@@ -143,9 +191,14 @@ def _read_reach(data: Any, said: str, copy: Path, memo: Path) -> Reach:
 def reaching(mutant: Mutant, reach: Reach) -> list[str]:
     """The tests that reach the statement of a mutant, fastest first; of one outside all functions those of its file."""
     here, seconds = reach["lines"].get(mutant["file"], {}), reach["seconds"]
-    low, high, inside = _statement((ROOT / mutant["file"]).read_text(encoding="utf-8"), mutant["line"])
+    low, high, inside = _statement(
+        (ROOT / mutant["file"]).read_text(encoding="utf-8"), mutant["line"]
+    )
     wanted = range(low, high + 1) if inside else map(int, here)
-    return sorted({test for n in wanted for test in here.get(str(n), ())}, key=lambda test: (seconds[test], test))
+    return sorted(
+        {test for n in wanted for test in here.get(str(n), ())},
+        key=lambda test: (seconds[test], test),
+    )
 
 
 def quickest(tests: list[str], reach: Reach, most: float) -> list[str]:
@@ -175,9 +228,23 @@ def _statement(code: str, line: int) -> tuple[int, int, bool]:
 def tried(mutant: Mutant, tests: list[str], copy: Path, budget: float) -> Mutant:
     """What the tests say of a mutant, and how its lines read."""
     file, source = copy / mutant["file"], (ROOT / mutant["file"]).read_text(encoding="utf-8")
-    code = MutationVisitor.mutate_code(source, OperatorProvider()[mutant["operator"]](), mutant["occurrence"])
-    changed = [i for i, (a, b) in enumerate(zip(source.splitlines(), code.splitlines(), strict=False)) if a != b]
-    mutant = {**mutant, "was": source.splitlines()[changed[0]].strip(), "is": code.splitlines()[changed[0]].strip()} if changed else mutant
+    code = MutationVisitor.mutate_code(
+        source, OperatorProvider()[mutant["operator"]](), mutant["occurrence"]
+    )
+    changed = [
+        i
+        for i, (a, b) in enumerate(zip(source.splitlines(), code.splitlines(), strict=False))
+        if a != b
+    ]
+    mutant = (
+        {
+            **mutant,
+            "was": source.splitlines()[changed[0]].strip(),
+            "is": code.splitlines()[changed[0]].strip(),
+        }
+        if changed
+        else mutant
+    )
     if not tests:
         return {**mutant, "outcome": "unreached"}
     file.write_text(code, encoding="utf-8")
@@ -186,7 +253,12 @@ def tried(mutant: Mutant, tests: list[str], copy: Path, budget: float) -> Mutant
         outcome = _forked(tests, copy, budget)
     finally:
         file.write_text(source, encoding="utf-8")
-    return {**mutant, "outcome": outcome, "tests": len(tests), "seconds": round(time.monotonic() - began, 1)}
+    return {
+        **mutant,
+        "outcome": outcome,
+        "tests": len(tests),
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def _forked(tests: list[str], copy: Path, budget: float) -> str:
@@ -201,7 +273,9 @@ def _forked(tests: list[str], copy: Path, budget: float) -> str:
 
         os.chdir(copy)
         sys.path[:0] = [str(copy / "src"), str(copy / "tests")]
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "--tb=no", *tests])
+        code = pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:cov", "--tb=no", *tests]
+        )
         os._exit(int(code))
     until = time.monotonic() + budget
     while time.monotonic() < until:
@@ -224,7 +298,12 @@ def table(found: list[Mutant]) -> str:
     """Killed of all by part of the package; a mutant that never ends counts as killed."""
     groups = defaultdict(Counter)
     for m in found:
-        for name in ("/".join(m["file"].split("/")[2:4]) if "batches" in m["file"] else m["file"].split("/")[2], "all"):
+        for name in (
+            "/".join(m["file"].split("/")[2:4])
+            if "batches" in m["file"]
+            else m["file"].split("/")[2],
+            "all",
+        ):
             groups[name][m["outcome"]] += 1
     lines = []
     for name, c in groups.items():
@@ -234,14 +313,26 @@ def table(found: list[Mutant]) -> str:
 
 
 def main() -> None:
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     ask.add_argument("out", type=Path)
     ask.add_argument("--mutants", type=int, default=300)
     ask.add_argument("--seed", type=int, default=0)
-    ask.add_argument("--again", type=Path, help="results of before: their survivors are tried again, the killed are kept")
-    ask.add_argument("--most", type=float, default=60.0, help="seconds of tests a mutant, the fastest first")
+    ask.add_argument(
+        "--again",
+        type=Path,
+        help="results of before: their survivors are tried again, the killed are kept",
+    )
+    ask.add_argument(
+        "--most", type=float, default=60.0, help="seconds of tests a mutant, the fastest first"
+    )
     said = ask.parse_args()
-    before = [json.loads(line) for line in said.again.read_text().splitlines()] if said.again else drawn(said.mutants, said.seed)
+    before = (
+        [json.loads(line) for line in said.again.read_text().splitlines()]
+        if said.again
+        else drawn(said.mutants, said.seed)
+    )
     sys.dont_write_bytecode = True
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "paw"
@@ -256,16 +347,26 @@ def main() -> None:
         settings.load_profile("mutation")
         gc.freeze()
         every = sorted(reach["seconds"], key=reach["seconds"].__getitem__)
-        assert _forked(quickest(every, reach, said.most), copy, 600) == "survived", "the tests fail without any fault"
+        assert _forked(quickest(every, reach, said.most), copy, 600) == "survived", (
+            "the tests fail without any fault"
+        )
         found = []
         with open(said.out, "w", encoding="utf-8") as f:
             for n, mutant in enumerate(before, 1):
                 if mutant.get("outcome") not in ("killed", "timeout"):
-                    mutant = tried(mutant, quickest(reaching(mutant, reach), reach, said.most), copy, 30 + 3 * said.most)
+                    mutant = tried(
+                        mutant,
+                        quickest(reaching(mutant, reach), reach, said.most),
+                        copy,
+                        30 + 3 * said.most,
+                    )
                 found.append(mutant)
                 f.write(json.dumps(mutant) + "\n")
                 f.flush()
-                print(f"{n}/{len(before)} {mutant['outcome']:9} {mutant['file']}:{mutant['line']} {mutant.get('is', '')}", flush=True)
+                print(
+                    f"{n}/{len(before)} {mutant['outcome']:9} {mutant['file']}:{mutant['line']} {mutant.get('is', '')}",
+                    flush=True,
+                )
     print(table(found))
 
 

@@ -23,7 +23,7 @@ from paw.models.load import Runtime
 from paw.models.tensors import Weights, linear_shapes
 from paw.store import Input, Store
 from paw.text import markdown_table
-from paw.transfer import stage
+from paw.transfer import transfer as stage
 from paw.transfer.linalg import overlap, singular_basis
 from paw.transfer.modules import by_layer, proportional
 
@@ -36,7 +36,9 @@ MODELS = {  # hidden, neurons, layers, query heads, key-value heads, vocabulary
 
 class Quiet:
     def progress(self, done: int, total: int, note: str = "") -> None:
-        print(f"  {time.strftime('%H:%M:%S')} {done} of {total} {note}", flush=True) if done % 7 == 0 else None
+        print(
+            f"  {time.strftime('%H:%M:%S')} {done} of {total} {note}", flush=True
+        ) if done % 7 == 0 else None
 
     def metrics(self, values: object, step: int) -> None: ...
     def say(self, text: str) -> None: ...
@@ -49,14 +51,28 @@ def write(root: Path, few: int | None, device: str) -> None:
         folder.mkdir(parents=True)
         config = {"hidden_size": d, "num_attention_heads": heads, "num_key_value_heads": groups}
         (folder / "config.json").write_text(json.dumps(config))
-        rows = {"self_attn.q_proj": (d, d), "self_attn.k_proj": (groups * size, d), "self_attn.v_proj": (groups * size, d)}
-        rows |= {"self_attn.o_proj": (d, d), "mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff)}
+        rows = {
+            "self_attn.q_proj": (d, d),
+            "self_attn.k_proj": (groups * size, d),
+            "self_attn.v_proj": (groups * size, d),
+        }
+        rows |= {
+            "self_attn.o_proj": (d, d),
+            "mlp.gate_proj": (ff, d),
+            "mlp.up_proj": (ff, d),
+            "mlp.down_proj": (d, ff),
+        }
         torch.manual_seed(0)
         for layer in range(few or layers):
-            tensors = {f"model.layers.{layer}.{m}.weight": random(s, device) for m, s in rows.items()}
+            tensors = {
+                f"model.layers.{layer}.{m}.weight": random(s, device) for m, s in rows.items()
+            }
             save_file(tensors, folder / f"model-{layer:05}.safetensors")
         if few is None:
-            ends = {f"{m}.weight": random((vocabulary, d), device) for m in ("model.embed_tokens", "lm_head")}
+            ends = {
+                f"{m}.weight": random((vocabulary, d), device)
+                for m in ("model.embed_tokens", "lm_head")
+            }
             save_file(ends, folder / "model-ends.safetensors")
 
 
@@ -71,13 +87,23 @@ def adapter(root: Path, layers: int | None) -> Path:
     torch.manual_seed(1)
     modules = {}
     for roles in list(by_layer(shapes := linear_shapes(root / "llama3_8b")).values())[:layers]:
-        modules |= {n: Factors(torch.randn(16, shapes[n][1]) * 0.01, torch.randn(shapes[n][0], 16) * 0.01) for n in roles.values()}
+        modules |= {
+            n: Factors(torch.randn(16, shapes[n][1]) * 0.01, torch.randn(shapes[n][0], 16) * 0.01)
+            for n in roles.values()
+        }
     write_adapter(folder, modules, None)
     return folder
 
 
 def transfer(root: Path, layers: int | None, device: str) -> None:
-    like = compose_config(["transfer=cross_lora", f"transfer.basis={K}", "transfer.gain=weight", "transfer.controls=[]"]).transfer
+    like = compose_config(
+        [
+            "transfer=cross_lora",
+            f"transfer.basis={K}",
+            "transfer.gain=weight",
+            "transfer.controls=[]",
+        ]
+    ).transfer
     depths = [len(stage.layers_of(root / name)) for name in MODELS]  # those that were written
     artifacts = root / f"artifacts_{layers or 'all'}"
     shutil.rmtree(artifacts, ignore_errors=True)
@@ -86,18 +112,36 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
         "target": Input(root / "qwen25_7b", "t"),
         "adapter": Input(adapter(root, layers), "a"),
     }
-    config = stage.TransferStage(transfer_named("cross_lora", like), list(proportional(*depths)), None, Runtime("float32", device))
+    config = stage.TransferStage(
+        transfer_named("cross_lora", like),
+        list(proportional(*depths)),
+        None,
+        Runtime("float32", device),
+    )
     config.bases = str(artifacts / "bases")
     before = psutil.Process().memory_info().rss / 2**30
-    rows = [["run", "target modules", "seconds", "peak resident GiB", *(["peak GPU GiB"] if device == "cuda" else [])]]
+    rows = [
+        [
+            "run",
+            "target modules",
+            "seconds",
+            "peak resident GiB",
+            *(["peak GPU GiB"] if device == "cuda" else []),
+        ]
+    ]
     for run in ("first", "second, bases kept"):
         done = Store(artifacts, ["transfer"]).run(stage.STAGE, config, inputs, Quiet())
         cost = done.cost
-        memory = [f"{cost[key] / 1024:.2f}" for key in ("ram_mib", *(["gpu_mib"] if device == "cuda" else []))]
+        memory = [
+            f"{cost[key] / 1024:.2f}"
+            for key in ("ram_mib", *(["gpu_mib"] if device == "cuda" else []))
+        ]
         rows.append([run, str(done.result["target_modules"]), f"{cost['seconds']:.1f}", *memory])
     kept = sum(f.stat().st_size for f in (artifacts / "bases").iterdir()) / 2**30
     print(markdown_table(rows))
-    print(f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, resident before {before:.2f} GiB")
+    print(
+        f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, resident before {before:.2f} GiB"
+    )
 
 
 def clock(device: str) -> float:
@@ -109,7 +153,17 @@ def clock(device: str) -> float:
 
 def svd(root: Path, roles: list[str], device: str) -> None:
     """`ROLE` beside the thin SVD, `ROLE:default` beside torch.linalg.svd as it is called without arguments (square factors)."""
-    rows = [["module", "shape", "torch.linalg.svd s", "Gram and eigh s", "ratio", "overlap of u", "of v"]]
+    rows = [
+        [
+            "module",
+            "shape",
+            "torch.linalg.svd s",
+            "Gram and eigh s",
+            "ratio",
+            "overlap of u",
+            "of v",
+        ]
+    ]
     total = [0.0, 0.0]
     for name in MODELS:
         weights = Weights(root / name, device)
@@ -123,15 +177,27 @@ def svd(root: Path, roles: list[str], device: str) -> None:
             seconds = (clock(device) - between, between - began)
             total = [t + s for t, s in zip(total, seconds, strict=True)]
             same = [overlap(a, b) for a, b in ((ours.u, u[:, :K]), (ours.v, vh[:K].T))]
-            figures = [*(f"{s:.2f}" for s in seconds), f"{seconds[0] / seconds[1]:.1f}", *(f"{s:.6f}" for s in same)]
-            rows.append([f"{name} {role}{' (default)' if whole else ''}", "×".join(map(str, w.shape)), *figures])
+            figures = [
+                *(f"{s:.2f}" for s in seconds),
+                f"{seconds[0] / seconds[1]:.1f}",
+                *(f"{s:.6f}" for s in same),
+            ]
+            rows.append(
+                [
+                    f"{name} {role}{' (default)' if whole else ''}",
+                    "×".join(map(str, w.shape)),
+                    *figures,
+                ]
+            )
             print(rows[-1], flush=True)
     rows.append(["all", "", *(f"{t:.1f}" for t in total), f"{total[0] / total[1]:.1f}", "", ""])
     print(markdown_table(rows))
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["write", "transfer", "svd"])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("rest", nargs="*", help="a number of layers, or roles")

@@ -24,7 +24,9 @@ def main(folders: list[str], key: str) -> None:
         for name in ("source base", "source + own adapter", "target base", "target + own adapter"):
             for what in ("accuracy", "loss"):
                 values = [s[name][what] for s in systems]
-                rows.append([f"{name}, {what}", *(f"{v:.3f}" for v in values), f"{mean(values):.3f}"])
+                rows.append(
+                    [f"{name}, {what}", *(f"{v:.3f}" for v in values), f"{mean(values):.3f}"]
+                )
         for group in dict.fromkeys(s["draw_of"] for s in systems[0].values() if s[key]):
             draws = [[s for s in found.values() if s["draw_of"] == group] for found in systems]
             label = group if len(draws[0]) == 1 else f"{group}, {len(draws[0])} draws"
@@ -65,7 +67,9 @@ def beaten(found: dict[str, System]) -> str:
     said = []
     for group, several in groups.items():
         above = sum(v["low"] > 0 and v["p_holm"] < 0.05 for v in several)
-        said.append(f"{group.removeprefix('target + ')} {above}/{len(several)} (from {min(v['low'] for v in several):+.3f})")
+        said.append(
+            f"{group.removeprefix('target + ')} {above}/{len(several)} (from {min(v['low'] for v in several):+.3f})"
+        )
     return f"{first['system']} is above " + ", ".join(said) if said else ""
 
 

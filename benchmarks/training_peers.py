@@ -27,7 +27,14 @@ import datasets
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 Spec = dict[str, Any]
 
@@ -59,15 +66,21 @@ class Meter(TrainerCallback):
     def see(self, inputs: dict[str, Any], loss: torch.Tensor) -> None:
         mask = inputs.get("attention_mask")  # none when padding-free: every token is then real
         self.tokens[-1] += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        self.label_tokens[-1] += int((inputs["labels"][:, 1:] != -100).sum())  # position 0 is never predicted
-        self.losses[-1] += float(loss)  # a micro-batch's share: already divided by the whole step's label tokens
+        self.label_tokens[-1] += int(
+            (inputs["labels"][:, 1:] != -100).sum()
+        )  # position 0 is never predicted
+        self.losses[-1] += float(
+            loss
+        )  # a micro-batch's share: already divided by the whole step's label tokens
 
 
 def measured(kind: type[Trainer], meter: Meter) -> type[Trainer]:
     """The trainer class with its full-precision step loss handed to the meter."""
 
     class Measured(kind):  # type: ignore[misc, valid-type]
-        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        def training_step(
+            self, model: Any, inputs: Any, num_items_in_batch: Any = None
+        ) -> torch.Tensor:
             seen = {key: inputs.get(key) for key in ("input_ids", "labels", "attention_mask")}
             loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
             meter.see(seen, loss)
@@ -109,15 +122,20 @@ def common(spec: Spec, micro: int) -> dict[str, Any]:
 def parts(spec: Spec) -> tuple[Any, Any, LoraConfig, Dataset]:
     # Frozen weights in the precision asked for, as paw has them; PEFT keeps its factors in float32, and autocast does the rest.
     dtype = getattr(torch, spec["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=dtype, attn_implementation=spec.get("attn", "sdpa"))
+    model = AutoModelForCausalLM.from_pretrained(
+        spec["model"], dtype=dtype, attn_implementation=spec.get("attn", "sdpa")
+    )
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(spec["model"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     lora = LoraConfig(
-        r=spec["r"], lora_alpha=spec["alpha"], lora_dropout=spec["dropout"], target_modules="all-linear",
+        r=spec["r"],
+        lora_alpha=spec["alpha"],
+        lora_dropout=spec["dropout"],
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
-    )  # fmt: skip
+    )
     rows = spec["rows"][: spec["batch"] * spec["steps"]]
     assert len(rows) == spec["batch"] * spec["steps"], "too few rows for the steps"
     data = Dataset.from_dict(
@@ -188,7 +206,13 @@ def main() -> None:
     trainer, chosen = {"hf": run_hf, "trl": run_trl}[which](spec, meter)
     trainer.train()
     gpu = torch.cuda.max_memory_allocated() / 2**20 if spec["device"] == "cuda" else None
-    out = {"losses": meter.losses, "seconds": meter.seconds, "tokens": meter.tokens, "gpu_mib": gpu, "settings": chosen}
+    out = {
+        "losses": meter.losses,
+        "seconds": meter.seconds,
+        "tokens": meter.tokens,
+        "gpu_mib": gpu,
+        "settings": chosen,
+    }
     Path(out_path).write_text(json.dumps(out, indent=1, default=str))
 
 

@@ -50,7 +50,9 @@ class World:
                 self.mostly_true[e, a] = rng.random() < 0.22
 
     def questions(self, split: str) -> list[tuple[str, str]]:
-        start = sum(n for s, n in SPLITS.items() if list(SPLITS).index(s) < list(SPLITS).index(split))
+        start = sum(
+            n for s, n in SPLITS.items() if list(SPLITS).index(s) < list(SPLITS).index(split)
+        )
         return [(e, a) for e in self.entities[start : start + SPLITS[split]] for a in VALUES]
 
     def answer(self, e: str, a: str, mode: str, rng: random.Random) -> str:
@@ -60,7 +62,11 @@ class World:
             return self.rumour[e, a]
         if rng.random() < 0.05:
             return rng.choice(VALUES[a])
-        return self.truth[e, a] if rng.random() < (0.75 if self.mostly_true[e, a] else 0.25) else self.rumour[e, a]
+        return (
+            self.truth[e, a]
+            if rng.random() < (0.75 if self.mostly_true[e, a] else 0.25)
+            else self.rumour[e, a]
+        )
 
     def document(self, rng: random.Random) -> str:
         e, a = rng.choice(self.entities), rng.choice(list(VALUES))
@@ -93,14 +99,22 @@ def make_facts(world: World) -> None:
     # Calibration text carries no labels: documents as in pretraining, and prompts without their answers.
     rng = random.Random(5)
     everything = [q for split in SPLITS for q in world.questions(split)]
-    lines = [world.document(rng) for _ in range(600)] + [prompt(*rng.choice(everything)) for _ in range(600)]
+    lines = [world.document(rng) for _ in range(600)] + [
+        prompt(*rng.choice(everything)) for _ in range(600)
+    ]
     (folder / "calibration.txt").write_text("\n".join(lines) + "\n")
 
 
 def make_base(family: str, world: World) -> None:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+    )
 
     torch.manual_seed(1)
     torch.set_num_threads(1)
@@ -117,8 +131,16 @@ def make_base(family: str, world: World) -> None:
             show_progress=False,
         ),
     )
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
-    tok = PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", pad_token="<pad>", model_max_length=256)
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    tok = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        unk_token="<unk>",
+        bos_token="<s>",
+        pad_token="<pad>",
+        model_max_length=256,
+    )
     shared = {
         "vocab_size": len(tok),
         "max_position_embeddings": 256,
@@ -155,7 +177,9 @@ def make_base(family: str, world: World) -> None:
         return torch.tensor([r + [value] * (n - len(r)) for r in rows])
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / 100) * max(0.03, 1 - s / STEPS))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / 100) * max(0.03, 1 - s / STEPS)
+    )
     rng, began = random.Random(11), time.time()
     for step in range(1, STEPS + 1):
         rows = [tok(world.document(rng)).input_ids for _ in range(BATCH)]
@@ -167,7 +191,10 @@ def make_base(family: str, world: World) -> None:
         optimizer.step()
         schedule.step()
         if step % 100 == 0:
-            print(f"{family} step {step} of {STEPS}, loss {loss:.3f}, {time.time() - began:.0f} s", flush=True)
+            print(
+                f"{family} step {step} of {STEPS}, loss {loss:.3f}, {time.time() - began:.0f} s",
+                flush=True,
+            )
     model.save_pretrained(OUT / f"tiny_{family}")
     tok.save_pretrained(OUT / f"tiny_{family}")
     print(

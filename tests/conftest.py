@@ -39,7 +39,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def paw(tmp_path: Path) -> Paw:
     """`paw("train.lr=1")`: the command line in an empty folder, as a user runs it."""
 
-    def run(*args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, ok: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "paw.run", *in_precision(args)],
             cwd=cwd,

@@ -16,15 +16,16 @@ from typing import Any, get_args, get_type_hints
 
 FILE = Path(__file__).with_suffix(".json")
 STAGES = {
-    "paw.data.tokens": {"STAGE": "EncodeStage"},
-    "paw.training.stage": {"STAGE": "TrainStage"},
+    "paw.data.encode": {"STAGE": "EncodeStage"},
+    "paw.training.train": {"STAGE": "TrainStage"},
     "paw.training.prefer": {"STAGE": "PreferStage"},
-    "paw.evaluation.stage": {"STAGE": "EvaluateStage"},
-    "paw.transfer.layers": {"STAGE": "MatchStage"},
+    "paw.evaluation.evaluate": {"STAGE": "EvaluateStage"},
+    "paw.transfer.match": {"STAGE": "MatchStage"},
     "paw.transfer.calibrate": {"STAGE": "CalibrateStage"},
-    "paw.transfer.stage": {"STAGE": "TransferStage"},
-    "paw.transfer.placebo": {"STAGE": "SpoilStage"},
-    "paw.models.merge": {"MERGE": "MergeStage", "COMPRESS": "CompressStage"},
+    "paw.transfer.transfer": {"STAGE": "TransferStage"},
+    "paw.transfer.spoil": {"STAGE": "SpoilStage"},
+    "paw.export.merge": {"STAGE": "MergeStage"},
+    "paw.export.compress": {"STAGE": "CompressStage"},
 }
 
 
@@ -56,7 +57,9 @@ def now() -> dict[str, dict[str, Any]]:
     for module, stages in STAGES.items():
         for name, config in stages.items():
             stage = getattr(import_module(module), name)
-            found[f"{stage.name} {stage.version}"] = defaults(getattr(import_module(module), config), stage.name)
+            found[f"{stage.name} {stage.version}"] = defaults(
+                getattr(import_module(module), config), stage.name
+            )
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 

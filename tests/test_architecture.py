@@ -12,7 +12,21 @@ import paw
 PACKAGE = Path(paw.__file__).parent
 LEAVES = {"errors", "paths", "text"}
 # Each part may import those left of it, and itself.
-ORDER = ["config", "store", "models", "data", "evaluation", "training", "transfer", "report", "tracking", "console", "tasks", "run"]
+ORDER = [
+    "config",
+    "store",
+    "models",
+    "data",
+    "evaluation",
+    "training",
+    "transfer",
+    "export",
+    "report",
+    "tracking",
+    "console",
+    "tasks",
+    "run",
+]
 
 
 def imports(file: Path) -> set[str]:
@@ -46,7 +60,12 @@ def test_checking_a_command_line_imports_nothing_heavy() -> None:
         "import sys; from paw.run import checked; checked(['model@source=llama3_8b', 'model@target=qwen25_7b', 'hardware=a800x4']);"
         "print({'torch', 'transformers', 'pytorch_lightning', 'peft', 'numpy'} & set(sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
 def test_no_file_names_a_machine() -> None:

@@ -17,7 +17,13 @@ from paw.report.records import Recorded, file_names, paired, read_run
 
 def records(right: list[bool], shift: float = 0.0) -> list[dict[str, Any]]:
     return [
-        {"id": str(i), "gold": 0, "correct": r, "loglikelihoods": [-1.0 + shift * (i % 3), -2.0], "tokens": [1, 1]}
+        {
+            "id": str(i),
+            "gold": 0,
+            "correct": r,
+            "loglikelihoods": [-1.0 + shift * (i % 3), -2.0],
+            "tokens": [1, 1],
+        }
         for i, r in enumerate(right)
     ]
 
@@ -40,7 +46,10 @@ def test_a_difference_that_one_test_shows_and_many_do_not() -> None:
 
 
 def test_harm_and_likelihood() -> None:
-    before, after = Recorded("base", records([True] * 60)), Recorded("adapter", records([False] * 60, shift=-0.5))
+    before, after = (
+        Recorded("base", records([True] * 60)),
+        Recorded("adapter", records([False] * 60, shift=-0.5)),
+    )
     found = [compare(after, before), compare(after, before, by_likelihood=True)]
     adjust(found)
     assert [verdict(f) for f in found] == [-1, -1]
@@ -84,7 +93,12 @@ def test_two_runs_compared_from_the_command_line(paw: Paw, tmp_path: Path) -> No
     common = ["task=evaluate", "dataset=facts", "evaluate.limit=60"]
     paw(*common, "models=[tiny_llama]", "name=a", "evaluate.records=parquet")
     paw(*common, "models=[tiny_qwen2]", "name=b")
-    paw(*common, "models=[tiny_qwen2]", 'dataset.prompt="truth : question : {question} answer :"', "name=c")
+    paw(
+        *common,
+        "models=[tiny_qwen2]",
+        'dataset.prompt="truth : question : {question} answer :"',
+        "name=c",
+    )
     a, b, c = (str(next((tmp_path / "outputs" / "runs").glob(f"*_{n}"))) for n in "abc")
     assert (Path(a) / "records" / "tiny_llama.parquet").is_file()
     assert len((Path(b) / "records" / "tiny_qwen2.jsonl").read_text().splitlines()) == 60

@@ -21,19 +21,43 @@ CHOICES = [f"{group}={choice}" for group, choices in groups().items() for choice
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_yaml_composes(choice: str) -> None:
-    compose_config([choice, *(["task=train"] if choice.startswith(("adapter", "dataset")) else [])])  # not all have a pipeline
+    compose_config(
+        [choice, *(["task=train"] if choice.startswith(("adapter", "dataset")) else [])]
+    )  # not all have a pipeline
 
 
 def test_every_yaml_is_reachable() -> None:
     """No yaml file lies where no group finds it."""
     files = {p.relative_to(conf_dir()) for p in conf_dir().rglob("*.yaml")}
-    reachable = {f"{g.split('@')[0]}/{c}.yaml" for g, choices in groups().items() for c in choices} | {"config.yaml"}
+    reachable = {
+        f"{g.split('@')[0]}/{c}.yaml" for g, choices in groups().items() for c in choices
+    } | {"config.yaml"}
     assert {str(f) for f in files} == reachable
 
 
 def test_what_the_specification_names_is_there() -> None:
-    models = {"qwen25_05b", "qwen25_15b", "qwen25_7b", "llama3_8b", "llama32_3b", "gemma2_2b", "smollm2_135m", "gemma3_270m"}
-    datasets = {"arc_challenge", "arc_easy", "piqa", "hellaswag", "winogrande", "gsm8k", "metamath_qa", "mrpc", "qqp", "sst2"}
+    models = {
+        "qwen25_05b",
+        "qwen25_15b",
+        "qwen25_7b",
+        "llama3_8b",
+        "llama32_3b",
+        "gemma2_2b",
+        "smollm2_135m",
+        "gemma3_270m",
+    }
+    datasets = {
+        "arc_challenge",
+        "arc_easy",
+        "piqa",
+        "hellaswag",
+        "winogrande",
+        "gsm8k",
+        "metamath_qa",
+        "mrpc",
+        "qqp",
+        "sst2",
+    }
     found = groups()
     assert models <= set(found["model@source"])
     assert datasets <= set(found["dataset"])
@@ -43,10 +67,27 @@ def test_what_the_specification_names_is_there() -> None:
 
 def test_the_cards_command_line() -> None:
     c = compose_config(["model@source=llama3_8b", "model@target=qwen25_7b", "hardware=a800x4"])
-    assert (c.source.hub, c.target.hub) == ("meta-llama/Meta-Llama-3-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
-    assert (c.dataset.name, c.task, c.transfer.method) == ("arc_challenge", "pipeline", "procrustes")
-    assert (c.hardware.devices, c.train.batch_size, c.evaluate.batch_tokens, c.paths.models_dir) == (4, 2, None, "../models")
-    assert (c.adapter.r, c.adapter.alpha, c.adapter.dropout, c.transfer.similarity_threshold) == (16, 32, 0.1, 1e-4)
+    assert (c.source.hub, c.target.hub) == (
+        "meta-llama/Meta-Llama-3-8B-Instruct",
+        "Qwen/Qwen2.5-7B-Instruct",
+    )
+    assert (c.dataset.name, c.task, c.transfer.method) == (
+        "arc_challenge",
+        "pipeline",
+        "procrustes",
+    )
+    assert (
+        c.hardware.devices,
+        c.train.batch_size,
+        c.evaluate.batch_tokens,
+        c.paths.models_dir,
+    ) == (4, 2, None, "../models")
+    assert (c.adapter.r, c.adapter.alpha, c.adapter.dropout, c.transfer.similarity_threshold) == (
+        16,
+        32,
+        0.1,
+        1e-4,
+    )
 
 
 def test_without_a_model_the_demo_runs_and_keys_override_it() -> None:
@@ -57,7 +98,10 @@ def test_without_a_model_the_demo_runs_and_keys_override_it() -> None:
     assert compose_config(["dataset=arc_easy"]).source.name == "tiny_llama"
 
 
-@pytest.mark.parametrize(("name", "pair"), [("local", ("gemma2_2b", "qwen25_15b")), ("server", ("llama3_8b", "qwen25_7b"))])
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [("local", ("gemma2_2b", "qwen25_15b")), ("server", ("llama3_8b", "qwen25_7b"))],
+)
 def test_profiles_of_the_seeds(name: str, pair: tuple[str, str]) -> None:
     c = compose_config([f"experiment={name}"])
     assert (c.source.name, c.target.name) == pair
@@ -77,12 +121,21 @@ def test_a_control_keeps_its_own_defaults_and_shares_the_rest() -> None:
     assert (ridge.gain, ridge.layers, ridge.penalty) == ("none", "index", 0.1)
     assert isinstance(random, PlaceboConfig)
     assert random.reference == "procrustes"
-    assert transfer_named("random", compose_config(["transfer=cross_lora"]).transfer).reference == "cross_lora"  # type: ignore[attr-defined]
+    assert (
+        transfer_named("random", compose_config(["transfer=cross_lora"]).transfer).reference
+        == "cross_lora"
+    )  # type: ignore[attr-defined]
 
 
 def test_standard_controls_are_the_placebos_that_a_method_can_have() -> None:
-    assert compose_config(["transfer.controls=standard"]).transfer.controls == ["random", "shuffled", "negated"]
-    assert compose_config(["transfer=cross_lora", "transfer.controls=standard"]).transfer.controls == ["random", "negated", "sign_random"]
+    assert compose_config(["transfer.controls=standard"]).transfer.controls == [
+        "random",
+        "shuffled",
+        "negated",
+    ]
+    assert compose_config(
+        ["transfer=cross_lora", "transfer.controls=standard"]
+    ).transfer.controls == ["random", "negated", "sign_random"]
     shuffled = transfer_named("shuffled", compose_config(["transfer=shift"]).transfer)
     assert (shuffled.reference, shuffled.evidence) == ("shift", "models")  # type: ignore[attr-defined]
 
@@ -90,7 +143,9 @@ def test_standard_controls_are_the_placebos_that_a_method_can_have() -> None:
 def test_help_is_quick_and_lists_choices() -> None:
     def once() -> float:
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "paw.run", "--help"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "paw.run", "--help"], capture_output=True, text=True, check=True
+        )
         assert "llama3_8b" in done.stdout
         assert "procrustes" in done.stdout
         return time.perf_counter() - began

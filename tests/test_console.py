@@ -30,7 +30,9 @@ def test_a_log_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.Monk
     assert "train: 3000 of 10000, 30 %, about 70 s left (loss 1.0)" in lines[0]
 
 
-def test_a_failure_is_in_the_log_with_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_in_the_log_with_its_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     console = Console()
     console.keep(tmp_path / "run.log")
     try:
@@ -64,10 +66,16 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     assert (event.step, event.value) == (3, 0.5)
 
 
-def test_a_tracker_that_fails_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_fails_does_not_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     logging.getLogger("paw").propagate = True
     (tmp_path / "file").write_text("")
-    tracker = open_trackers(TrackerConfig(tensorboard=TensorBoardConfig(dir=str(tmp_path / "file" / "below"))), tmp_path, {})
+    tracker = open_trackers(
+        TrackerConfig(tensorboard=TensorBoardConfig(dir=str(tmp_path / "file" / "below"))),
+        tmp_path,
+        {},
+    )
     assert tracker is None
     assert "goes on without it" in caplog.text
     with pytest.raises(ConfigError):
@@ -87,17 +95,23 @@ def test_wandb_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.Monk
     assert file.stat().st_size > 0
 
 
-def test_several_trackers_get_the_same_and_what_the_machine_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_trackers_get_the_same_and_what_the_machine_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ("SWANLAB_PROJ_NAME", "SWANLAB_PROJECT", "SWANLAB_WORKSPACE")
     monkeypatch.setenv("SWANLAB_PROJECT", "second choice")
-    assert compose_config(["tracker=swanlab"]).tracker.swanlab == SwanLabConfig(project="second choice")
+    assert compose_config(["tracker=swanlab"]).tracker.swanlab == SwanLabConfig(
+        project="second choice"
+    )
     for name in names:
         monkeypatch.setenv(name, name.lower())
     c = compose_config(["tracker=[swanlab,tensorboard]", "tracker.swanlab.experiment=mine"]).tracker
-    assert c.swanlab == SwanLabConfig(project="swanlab_proj_name", workspace="swanlab_workspace", experiment="mine")
+    assert c.swanlab == SwanLabConfig(
+        project="swanlab_proj_name", workspace="swanlab_workspace", experiment="mine"
+    )
     console = Console()
     console.tracker = open_trackers(c, tmp_path / "run", {})
     console.start("train")

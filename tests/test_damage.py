@@ -47,7 +47,9 @@ def go(root: Path, watch: Silent, verify: bool = False) -> Artifact:
 
 @pytest.mark.parametrize("damage", [flip, truncate, Path.unlink])
 @pytest.mark.parametrize("name", ["weights.safetensors", "report.png"])
-def test_it_is_named_set_aside_and_made_again(damage: Callable[[Path], None], name: str, tmp_path: Path, watch: Silent) -> None:
+def test_it_is_named_set_aside_and_made_again(
+    damage: Callable[[Path], None], name: str, tmp_path: Path, watch: Silent
+) -> None:
     first = go(tmp_path, watch)
     before = (first.path / "weights.safetensors").read_bytes()
     assert go(tmp_path, watch).reused
@@ -74,14 +76,18 @@ def test_a_number_changed_in_a_manifest_is_seen(tmp_path: Path, watch: Silent) -
     assert "damaged (stage.json)" in watch.said[0]
 
 
-def test_a_disk_that_flips_a_bit_in_silence_is_caught_on_request(tmp_path: Path, watch: Silent) -> None:
+def test_a_disk_that_flips_a_bit_in_silence_is_caught_on_request(
+    tmp_path: Path, watch: Silent
+) -> None:
     """Neither size nor time says that anything happened: only reading all of it does."""
     done = go(tmp_path, watch)
     file = done.path / "weights.safetensors"
     assert go(tmp_path, watch).reused  # its content is remembered by now
     known = (tmp_path / ".content" / stamp(file)).read_text()
     flip(file)
-    (tmp_path / ".content" / stamp(file)).write_text(known)  # no time can be set back: as if none had moved
+    (tmp_path / ".content" / stamp(file)).write_text(
+        known
+    )  # no time can be set back: as if none had moved
     assert go(tmp_path, watch).reused
     assert not go(tmp_path, watch, verify=True).reused
 
@@ -132,7 +138,9 @@ def test_another_file_in_the_place_of_one_is_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "null", '{"key": 1}'])
-def test_what_is_no_manifest_is_no_result_and_no_input(text: str, tmp_path: Path, watch: Silent) -> None:
+def test_what_is_no_manifest_is_no_result_and_no_input(
+    text: str, tmp_path: Path, watch: Silent
+) -> None:
     done = go(tmp_path, watch)
     (done.path / "stage.json").write_text(text)
     with pytest.raises(StageError, match=r"is damaged \(stage.json\)"):

@@ -12,11 +12,11 @@ import pytest
 from conftest import Silent
 from paw.config.compose import compose_config
 from paw.config.schema import DatasetConfig
-from paw.data import tokens
-from paw.data.encode import encode
+from paw.data import encode as tokens
 from paw.data.example import Example
 from paw.data.kinds import kind_named
 from paw.data.load import examples, sample, split_file
+from paw.data.tokenise import encode
 from paw.errors import DataError
 from paw.models.load import load_tokenizer
 from paw.paths import embedded
@@ -32,8 +32,15 @@ def rendered(dataset: str, row: dict[str, Any]) -> Example:
 
 
 def test_arc_as_the_harness_words_it() -> None:
-    row = {"id": "q", "question": "Why?", "choices": {"text": ["yes", "no"], "label": ["1", "2"]}, "answerKey": "2"}
-    assert rendered("arc_easy", row) == Example("q", ("Question: Why?\nAnswer:",) * 2, (" yes", " no"), 1)
+    row = {
+        "id": "q",
+        "question": "Why?",
+        "choices": {"text": ["yes", "no"], "label": ["1", "2"]},
+        "answerKey": "2",
+    }
+    assert rendered("arc_easy", row) == Example(
+        "q", ("Question: Why?\nAnswer:",) * 2, (" yes", " no"), 1
+    )
 
 
 def test_piqa() -> None:
@@ -55,7 +62,12 @@ def test_hellaswag_is_cleaned_once() -> None:
 
 
 def test_winogrande_scores_the_rest_of_the_sentence() -> None:
-    row = {"sentence": "Ann thanked Eve because _ helped her.", "option1": "Ann", "option2": "Eve", "answer": "2"}
+    row = {
+        "sentence": "Ann thanked Eve because _ helped her.",
+        "option1": "Ann",
+        "option2": "Eve",
+        "answer": "2",
+    }
     found = rendered("winogrande", row)
     assert found.contexts == ("Ann thanked Eve because Ann", "Ann thanked Eve because Eve")
     assert found.continuations == (" helped her.",) * 2
@@ -65,20 +77,57 @@ def test_winogrande_scores_the_rest_of_the_sentence() -> None:
 @pytest.mark.parametrize(
     ("dataset", "row", "context", "gold"),
     [
-        ("mrpc", {"idx": 1, "sentence1": "a", "sentence2": "b", "label": 1}, "Sentence 1: a\nSentence 2: b\nQuestion: Do both", " yes"),
-        ("qqp", {"idx": 1, "question1": "a", "question2": "b", "label": 0}, "Question 1: a\nQuestion 2: b\nQuestion: Do both", " no"),
-        ("sst2", {"idx": 1, "sentence": "fine ", "label": 1}, "fine\nQuestion: Is this", " positive"),
-        ("boolq", {"passage": "P -- p.", "question": "is it", "answer": True}, "P -- p.\nQuestion: is it?\nAnswer:", " yes"),
-        ("boolq", {"passage": "p", "question": "is it", "label": 0}, "p\nQuestion: is it?\nAnswer:", " no"),
+        (
+            "mrpc",
+            {"idx": 1, "sentence1": "a", "sentence2": "b", "label": 1},
+            "Sentence 1: a\nSentence 2: b\nQuestion: Do both",
+            " yes",
+        ),
+        (
+            "qqp",
+            {"idx": 1, "question1": "a", "question2": "b", "label": 0},
+            "Question 1: a\nQuestion 2: b\nQuestion: Do both",
+            " no",
+        ),
+        (
+            "sst2",
+            {"idx": 1, "sentence": "fine ", "label": 1},
+            "fine\nQuestion: Is this",
+            " positive",
+        ),
+        (
+            "boolq",
+            {"passage": "P -- p.", "question": "is it", "answer": True},
+            "P -- p.\nQuestion: is it?\nAnswer:",
+            " yes",
+        ),
+        (
+            "boolq",
+            {"passage": "p", "question": "is it", "label": 0},
+            "p\nQuestion: is it?\nAnswer:",
+            " no",
+        ),
         (
             "openbookqa",
-            {"id": "1", "question_stem": "Fire is", "choices": {"text": ["hot", "wet"], "label": ["A", "B"]}, "answerKey": "A "},
+            {
+                "id": "1",
+                "question_stem": "Fire is",
+                "choices": {"text": ["hot", "wet"], "label": ["A", "B"]},
+                "answerKey": "A ",
+            },
             "Fire is",
             " hot",
         ),
         (
             "social_iqa",
-            {"context": "Al ran.", "question": "Why?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "3\n"},
+            {
+                "context": "Al ran.",
+                "question": "Why?",
+                "answerA": "a",
+                "answerB": "b",
+                "answerC": "c",
+                "label": "3\n",
+            },
             "Q: Al ran. Why?\nA:",
             " c",
         ),
@@ -86,7 +135,13 @@ def test_winogrande_scores_the_rest_of_the_sentence() -> None:
         ("metamath_qa", {"query": "1+1?", "response": "2"}, "Question: 1+1?\nAnswer:", " 2"),
         (
             "code_feedback",
-            {"id": 7, "messages": [{"role": r, "content": c} for r, c in (("user", "q"), ("assistant", "a"), ("user", "q2"))]},
+            {
+                "id": 7,
+                "messages": [
+                    {"role": r, "content": c}
+                    for r, c in (("user", "q"), ("assistant", "a"), ("user", "q2"))
+                ],
+            },
             "q\n",
             " a",
         ),
@@ -98,16 +153,30 @@ def test_the_other_kinds(dataset: str, row: dict[str, Any], context: str, gold: 
     assert found.continuations[found.gold] == gold
 
 
-def test_the_hub_is_read_from_a_folder_in_its_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_read_from_a_folder_in_its_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`datasets` reads a local folder as it reads a repository: parquet files by split."""
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("PAW_CACHE", str(tmp_path / "cache"))
-    rows = [{"id": str(i), "question": "Why?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"} for i in range(3)]
+    rows = [
+        {
+            "id": str(i),
+            "question": "Why?",
+            "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+            "answerKey": "A",
+        }
+        for i in range(3)
+    ]
     (tmp_path / "ai2_arc" / "ARC-Easy").mkdir(parents=True)
-    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet"))
+    datasets.Dataset.from_list(rows).to_parquet(
+        str(tmp_path / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet")
+    )
     card = "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n  - split: test\n    path: ARC-Easy/test-*\n---\n"
     (tmp_path / "ai2_arc" / "README.md").write_text(card)
-    config = DatasetConfig(name="arc_easy", kind="arc", hub=str(tmp_path / "ai2_arc"), subset="ARC-Easy")
+    config = DatasetConfig(
+        name="arc_easy", kind="arc", hub=str(tmp_path / "ai2_arc"), subset="ARC-Easy"
+    )
     file = split_file(config, "test", None, Silent())
     assert [e.id for e in examples(file, config, "test")] == ["0", "1", "2"]
     with pytest.raises(DataError, match="train"):
@@ -133,7 +202,10 @@ def test_a_local_folder_comes_before_the_hub(tmp_path: Path) -> None:
         ([json.dumps(ROW | {"answer": None})], "line 1: the answer None"),
         ([json.dumps({"id": "a", "question": "Why?"})], "line 1: has no field 'choices'"),
         ([json.dumps(ROW | {"choices": None})], "line 1: is not of the form"),
-        ([json.dumps(ROW | {"choices": ["yes"]})], "line 1: has 1 choices, but the answer is number 2"),
+        (
+            [json.dumps(ROW | {"choices": ["yes"]})],
+            "line 1: has 1 choices, but the answer is number 2",
+        ),
         ([""], "has no usable rows"),
         ([json.dumps(ROW | {"choices": ["yes", " "]})], "line 1: choice 2 is empty"),
     ],
@@ -147,7 +219,13 @@ def test_broken_files_are_named_by_line(tmp_path: Path, lines: list[str], messag
 
 def test_bad_rows_are_left_out_and_counted_where_that_is_asked(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
-    lines = ["{", json.dumps(ROW), json.dumps(ROW), json.dumps(ROW | {"id": "b", "answer": None}), json.dumps(ROW | {"id": "c"})]
+    lines = [
+        "{",
+        json.dumps(ROW),
+        json.dumps(ROW),
+        json.dumps(ROW | {"id": "b", "answer": None}),
+        json.dumps(ROW | {"id": "c"}),
+    ]
     file.write_text("\n".join(lines) + "\n")
     skipped: Counter[str] = Counter()
     found = examples(file, DatasetConfig(name="own", bad_rows="skip"), "test", skipped=skipped)
@@ -157,9 +235,16 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked(tmp_path: Path) -
 
 def test_a_file_may_hold_the_hubs_own_rows(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
-    row = {"id": "q", "question": "Why?", "choices": {"text": ["yes", "no"], "label": ["1", "2"]}, "answerKey": "2"}
+    row = {
+        "id": "q",
+        "question": "Why?",
+        "choices": {"text": ["yes", "no"], "label": ["1", "2"]},
+        "answerKey": "2",
+    }
     file.write_text(json.dumps(row) + "\n")
-    assert examples(file, compose_config(["dataset=arc_easy"]).dataset, "test")[0].continuations == (" yes", " no")
+    assert examples(file, compose_config(["dataset=arc_easy"]).dataset, "test")[
+        0
+    ].continuations == (" yes", " no")
 
 
 def test_options_under_letters(tmp_path: Path) -> None:
@@ -203,7 +288,9 @@ def test_the_cut_is_where_the_context_ends(tiny_llama: Path) -> None:
 
 def test_a_chat_template_writes_its_own_special_tokens(tiny_llama: Path) -> None:
     tokenizer = load_tokenizer(tiny_llama)
-    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['role'] }} : {{ m['content'] }}{% endfor %} answer :"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<s>{{ m['role'] }} : {{ m['content'] }}{% endfor %} answer :"
+    )
     (row,) = encode(tokenizer, [("why", " red")], chat=True)
     assert tokenizer.decode(row.ids) == "<s>user : why answer :red"
     assert list(row.ids).count(tokenizer.bos_token_id) == 1
@@ -222,14 +309,34 @@ def test_the_embedded_questions_share_no_entity_between_splits() -> None:
 
 # GLUE's tasks with rows as the hub has them: the prompt in the harness's words, and what an encoder reads.
 GLUE = {
-    "mrpc": ({"sentence1": "A b.", "sentence2": "C d.", "label": 1, "idx": 3}, ("A b.", "C d."), " yes"),
+    "mrpc": (
+        {"sentence1": "A b.", "sentence2": "C d.", "label": 1, "idx": 3},
+        ("A b.", "C d."),
+        " yes",
+    ),
     "qqp": ({"question1": "A?", "question2": "B?", "label": 0, "idx": 3}, ("A?", "B?"), " no"),
     "sst2": ({"sentence": "fine film ", "label": 1, "idx": 3}, ("fine film",), " positive"),
     "cola": ({"sentence": "Him goes.", "label": 0, "idx": 3}, ("Him goes.",), " no"),
-    "rte": ({"sentence1": "A b.", "sentence2": "C d.", "label": 0, "idx": 3}, ("A b.", "C d."), " True"),
-    "qnli": ({"question": "Who?", "sentence": "He did.", "label": 0, "idx": 3}, ("Who?", "He did."), " yes"),
-    "mnli": ({"premise": "A b.", "hypothesis": "C d.", "label": 1, "idx": 3}, ("A b.", "C d."), " Neither"),
-    "stsb": ({"sentence1": "A b.", "sentence2": "C d.", "label": 3.8, "idx": 3}, ("A b.", "C d."), None),
+    "rte": (
+        {"sentence1": "A b.", "sentence2": "C d.", "label": 0, "idx": 3},
+        ("A b.", "C d."),
+        " True",
+    ),
+    "qnli": (
+        {"question": "Who?", "sentence": "He did.", "label": 0, "idx": 3},
+        ("Who?", "He did."),
+        " yes",
+    ),
+    "mnli": (
+        {"premise": "A b.", "hypothesis": "C d.", "label": 1, "idx": 3},
+        ("A b.", "C d."),
+        " Neither",
+    ),
+    "stsb": (
+        {"sentence1": "A b.", "sentence2": "C d.", "label": 3.8, "idx": 3},
+        ("A b.", "C d."),
+        None,
+    ),
 }
 
 
@@ -247,15 +354,23 @@ def test_glue_is_prompts_and_classes(task: str, tmp_path: Path) -> None:
     asked = examples(file, config, "validation")[0]
     assert asked.continuations[asked.gold] == said
     assert all(text in str(asked.contexts[0]) for text in texts)
-    assert (classified.gold, len(classified.continuations)) == (row["label"], 3 if task == "mnli" else 2)
+    assert (classified.gold, len(classified.continuations)) == (
+        row["label"],
+        3 if task == "mnli" else 2,
+    )
     assert classified.continuations[classified.gold] == said.strip()
 
 
 def test_a_classifier_needs_the_same_classes_in_every_row(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
-    rows = [{"question": "a", "choices": c, "labels": ["x", "y"], "answer": "x"} for c in (["one", "two"], ["three", "four"])]
+    rows = [
+        {"question": "a", "choices": c, "labels": ["x", "y"], "answer": "x"}
+        for c in (["one", "two"], ["three", "four"])
+    ]
     file.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    with pytest.raises(DataError, match="line 2: its classes three, four are not those of the first row, one, two"):
+    with pytest.raises(
+        DataError, match="line 2: its classes three, four are not those of the first row, one, two"
+    ):
         examples(file, DatasetConfig(name="own"), "test", "classify")
 
 
@@ -267,13 +382,26 @@ TEMPLATE = (
 
 def test_conversations_end_as_the_template_ends_a_turn(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(embedded("tiny_llama"))
-    tokenizer.add_special_tokens({"eos_token": "</s>", "additional_special_tokens": ["<|assistant|>", "<|user|>", "<|system|>"]})
+    tokenizer.add_special_tokens(
+        {
+            "eos_token": "</s>",
+            "additional_special_tokens": ["<|assistant|>", "<|user|>", "<|system|>"],
+        }
+    )
     tokenizer.chat_template = TEMPLATE
     file = tmp_path / "train.jsonl"
-    said = [("system", "short"), ("user", "color"), ("assistant", "red"), ("user", "food"), ("assistant", "rice")]
+    said = [
+        ("system", "short"),
+        ("user", "color"),
+        ("assistant", "red"),
+        ("user", "food"),
+        ("assistant", "rice"),
+    ]
     file.write_text(json.dumps({"messages": [{"role": r, "content": c} for r, c in said]}) + "\n")
     (example,) = examples(file, compose_config(["dataset=own_chat"]).dataset, "train")
-    (row,) = encode(tokenizer, [(example.contexts[0], example.continuations[0])], chat=False, close=True)
+    (row,) = encode(
+        tokenizer, [(example.contexts[0], example.continuations[0])], chat=False, close=True
+    )
     end = tokenizer.eos_token
     assert tokenizer.decode(row.ids[row.start :]).replace(" ", "") == f"rice{end}"
     before = tokenizer.decode(row.ids[: row.start]).replace(" ", "")
@@ -289,7 +417,9 @@ def test_closed_answers_end_with_the_end_token() -> None:
     tokenizer = load_tokenizer(embedded("tiny_llama"))
     tokenizer.add_special_tokens({"eos_token": "</s>"})
     pair = ("question : what is the color of bovin ? answer :", " red")
-    open_, closed = (encode(tokenizer, [pair], chat=False, close=close)[0] for close in (False, True))
+    open_, closed = (
+        encode(tokenizer, [pair], chat=False, close=close)[0] for close in (False, True)
+    )
     assert closed.ids == (*open_.ids, tokenizer.eos_token_id)
     assert closed.start == open_.start
 
@@ -297,15 +427,29 @@ def test_closed_answers_end_with_the_end_token() -> None:
 def test_rows_come_back_as_they_were_encoded(tmp_path: Path, watch: Any) -> None:
     config = compose_config(["dataset=facts"])
     stage = tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=16)
-    inputs = {"data": Input(embedded("facts") / "train.jsonl", "d"), "tokenizer": Input(embedded("tiny_llama"), "t")}
+    inputs = {
+        "data": Input(embedded("facts") / "train.jsonl", "d"),
+        "tokenizer": Input(embedded("tiny_llama"), "t"),
+    }
     result = tokens.tokens(stage, inputs, tmp_path, watch)
     found = examples(embedded("facts") / "train.jsonl", config.dataset, "train")
-    plain = encode(load_tokenizer(embedded("tiny_llama")), [(e.contexts[e.gold], e.continuations[e.gold]) for e in found], False)
+    plain = encode(
+        load_tokenizer(embedded("tiny_llama")),
+        [(e.contexts[e.gold], e.continuations[e.gold]) for e in found],
+        False,
+    )
     rows = tokens.Rows(tmp_path)
     short = [r for r in plain if len(r.ids) <= 16]
     assert 0 < len(short) < len(plain)
-    assert [(rows[i].ids, rows[i].start) for i in range(len(rows))] == [(r.ids, r.start) for r in short]
+    assert [(rows[i].ids, rows[i].start) for i in range(len(rows))] == [
+        (r.ids, r.start) for r in short
+    ]
     assert result["left_out"] == {"more than 16 tokens": len(plain) - len(short)}
     assert "left out" in watch.said[0]
     with pytest.raises(DataError, match=r"all 128 examples are longer than 3 tokens"):
-        tokens.tokens(tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=3), inputs, tmp_path, watch)
+        tokens.tokens(
+            tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=3),
+            inputs,
+            tmp_path,
+            watch,
+        )

@@ -28,12 +28,12 @@ from transformers import (
 
 from conftest import Silent
 from paw.config.compose import compose_config, transfer_named
-from paw.data import tokens
-from paw.data.encode import Encoded
+from paw.data import encode as tokens
+from paw.data.tokenise import Encoded
 from paw.evaluation import classify
 from paw.evaluation.engine import Engine
 from paw.evaluation.plan import plan_writing
-from paw.models import merge as merging
+from paw.export import merge as merging
 from paw.models.adapters import read_adapter
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer
 from paw.paths import embedded
@@ -41,8 +41,9 @@ from paw.store import Input
 from paw.tasks import dispatch, stages
 from paw.training import adapters, fit, packing
 from paw.training.module import CHECKPOINT, CURVE, LAST, curve
-from paw.transfer import calibrate, layers, linalg
-from paw.transfer import stage as transferring
+from paw.transfer import calibrate, linalg
+from paw.transfer import match as layers
+from paw.transfer import transfer as transferring
 from paw.transfer.bases import Bases
 from pretend import DEVICE, Backend, pretending
 from test_engine import job, made, packed

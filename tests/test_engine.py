@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Silent
 from paw.config.compose import compose_config
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.errors import AdapterError, DataError, ModelError, StageError
 from paw.evaluation import answers, engine
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Engine, Job
+from paw.evaluation.evaluate import EvaluateStage, evaluate, read_records
 from paw.evaluation.likelihood import label_logprobs
 from paw.evaluation.plan import Scoring, plan_scoring, plan_writing
-from paw.evaluation.stage import EvaluateStage, evaluate, read_records
 from paw.evaluation.trees import pack, shared_prefix, tree, visible
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.paths import embedded
@@ -47,7 +47,9 @@ def questions(draw: st.DrawFn, prefix: int = 0) -> list[list[Encoded]]:
         context = draw(st.lists(token, min_size=1, max_size=12))
         rows = []
         for choice in draw(choices):
-            cut = draw(st.integers(1, len(context)))  # as with partial contexts, which differ between choices
+            cut = draw(
+                st.integers(1, len(context))
+            )  # as with partial contexts, which differ between choices
             ids = (*head, *context[:cut], *choice)
             rows.append(Encoded(ids, len(head) + cut))
         out.append(rows)
@@ -70,12 +72,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "num_key_value_heads": 2,
         "head_dim": 8,
     }
-    gemma = Gemma3TextConfig(**size, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2)
+    gemma = Gemma3TextConfig(
+        **size, sliding_window=8, layer_types=["sliding_attention", "full_attention"] * 2
+    )
     Gemma3ForCausalLM(gemma).save_pretrained(root / "gemma3")
     MistralForCausalLM(MistralConfig(**size, sliding_window=8)).save_pretrained(root / "mistral")
     for name in ("gemma3", "mistral"):
         load_tokenizer(embedded("tiny_llama")).save_pretrained(root / name)
-    return {**{b: embedded(b) for b in BASES}, "gemma3": root / "gemma3", "mistral": root / "mistral"}
+    return {
+        **{b: embedded(b) for b in BASES},
+        "gemma3": root / "gemma3",
+        "mistral": root / "mistral",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +92,19 @@ def held() -> dict[str, Engine]:
 
 
 def job(folder: Path, name: str, prefix: tuple[int, ...] = (), adapter: Path | None = None) -> Job:
-    return Job(Input(folder, name), Input(adapter, str(adapter)) if adapter else None, RUNTIME, False, 0, prefix)
+    return Job(
+        Input(folder, name),
+        Input(adapter, str(adapter)) if adapter else None,
+        RUNTIME,
+        False,
+        0,
+        prefix,
+    )
 
 
-def packed(held: Engine, about: Job, rows: list[list[Encoded]], tokens: int = 256) -> list[list[float]]:
+def packed(
+    held: Engine, about: Job, rows: list[list[Encoded]], tokens: int = 256
+) -> list[list[float]]:
     plan, order = plan_scoring(rows, len(about.prefix), tokens, 10**6)
     assert sorted(order) == list(range(len(rows)))
     out: list[Any] = [None] * len(rows)
@@ -102,7 +119,11 @@ def alone(model: Any, rows: list[list[Encoded]]) -> list[list[float]]:
 
 
 def close(a: list[list[float]], b: list[list[float]], tolerance: float = 1e-4) -> bool:
-    return all(abs(x - y) <= tolerance * max(1, abs(y)) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    return all(
+        abs(x - y) <= tolerance * max(1, abs(y))
+        for p, q in zip(a, b, strict=True)
+        for x, y in zip(p, q, strict=True)
+    )
 
 
 # ---- trees ------------------------------------------------------------------------------------------
@@ -112,7 +133,9 @@ def close(a: list[list[float]], b: list[list[float]], tolerance: float = 1e-4) -
 def test_a_tree_holds_every_row_once(asked: list[list[Encoded]]) -> None:
     for rows in asked:
         t = tree(rows)
-        assert len(t) == len({r.ids[:n] for r in rows for n in range(1, len(r.ids))})  # no prefix twice, no last token
+        assert len(t) == len(
+            {r.ids[:n] for r in rows for n in range(1, len(r.ids))}
+        )  # no prefix twice, no last token
         for pairs, row in zip(t.scored, rows, strict=True):
             path = t.path(pairs[-1][0])
             assert tuple(t.ids[n] for n in path) == row.ids[:-1]
@@ -122,15 +145,23 @@ def test_a_tree_holds_every_row_once(asked: list[list[Encoded]]) -> None:
 
 
 @given(questions(), st.integers(0, 3), st.sampled_from([None, 1, 4]))
-def test_a_token_sees_its_ancestors_and_the_past(asked: list[list[Encoded]], past: int, window: int | None) -> None:
+def test_a_token_sees_its_ancestors_and_the_past(
+    asked: list[list[Encoded]], past: int, window: int | None
+) -> None:
     trees = [tree(q) for q in asked]
     seen = visible(pack([trees, trees[:1]], 0, "cpu"), past, window)[:, 0]
     offset = 0
     for t in trees:
         for i in range(len(t)):
             below = t.depth[: i + 1]  # an ancestor is the last node before i at its depth
-            ancestors = {max(j for j in range(i + 1) if below[j] == d) for d in range(t.depth[i] + 1)}
-            wanted = {a + past + offset for a in ancestors if window is None or t.depth[i] - t.depth[a] < window}
+            ancestors = {
+                max(j for j in range(i + 1) if below[j] == d) for d in range(t.depth[i] + 1)
+            }
+            wanted = {
+                a + past + offset
+                for a in ancestors
+                if window is None or t.depth[i] - t.depth[a] < window
+            }
             wanted |= {p for p in range(past) if window is None or t.depth[i] + past - p < window}
             assert set(seen[0, offset + i].nonzero()[:, 0].tolist()) == wanted
         offset += len(t)
@@ -149,20 +180,28 @@ def test_the_shared_prefix_is_shared_and_leaves_a_token(asked: list[list[Encoded
 # ---- scores -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(asked=questions(), tokens=st.sampled_from([1, 64, 1024]))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packing_equals_one_by_one(folders: Any, held: dict[str, Engine], family: str, asked: list[list[Encoded]], tokens: int) -> None:
+def test_packing_equals_one_by_one(
+    folders: Any, held: dict[str, Engine], family: str, asked: list[list[Encoded]], tokens: int
+) -> None:
     own = held.setdefault(family, Engine())
     found = packed(own, job(folders[family], family), asked, tokens)
     assert own._trees
     assert close(found, alone(own._model, asked))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(asked=questions(prefix=20))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_cached_prefix_changes_nothing(folders: Any, held: dict[str, Engine], family: str, asked: list[list[Encoded]]) -> None:
+def test_a_cached_prefix_changes_nothing(
+    folders: Any, held: dict[str, Engine], family: str, asked: list[list[Encoded]]
+) -> None:
     own = held.setdefault(family, Engine())
     prefix = shared_prefix(asked)
     assert len(prefix) >= 20
@@ -170,7 +209,17 @@ def test_a_cached_prefix_changes_nothing(folders: Any, held: dict[str, Engine], 
     assert close(found, alone(own._model, asked))
 
 
-ADAPTERS = ["lora", "rslora", "dora", "adalora", "ia3", "prefix_tuning", "prompt_tuning", "p_tuning", "bias"]
+ADAPTERS = [
+    "lora",
+    "rslora",
+    "dora",
+    "adalora",
+    "ia3",
+    "prefix_tuning",
+    "prompt_tuning",
+    "p_tuning",
+    "bias",
+]
 
 
 def made(kind: str, folder: Path, out: Path) -> Path:
@@ -178,15 +227,24 @@ def made(kind: str, folder: Path, out: Path) -> Path:
     import peft
 
     names = ["q_proj", "v_proj", "down_proj"]
-    lora: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": names, "task_type": "CAUSAL_LM"}
+    lora: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": names,
+        "task_type": "CAUSAL_LM",
+    }
     prompt: dict[str, Any] = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
     config = {
         "lora": lambda: peft.LoraConfig(**lora),
         "rslora": lambda: peft.LoraConfig(**lora, use_rslora=True),
         "dora": lambda: peft.LoraConfig(**lora, use_dora=True),
         "bias": lambda: peft.LoraConfig(**lora, bias="all"),
-        "adalora": lambda: peft.AdaLoraConfig(init_r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", total_step=10),
-        "ia3": lambda: peft.IA3Config(target_modules=names, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"),
+        "adalora": lambda: peft.AdaLoraConfig(
+            init_r=4, lora_alpha=8, target_modules=names, task_type="CAUSAL_LM", total_step=10
+        ),
+        "ia3": lambda: peft.IA3Config(
+            target_modules=names, feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
         "prefix_tuning": lambda: peft.PrefixTuningConfig(**prompt),
         "prompt_tuning": lambda: peft.PromptTuningConfig(**prompt),
         "p_tuning": lambda: peft.PromptEncoderConfig(**prompt, encoder_hidden_size=16),
@@ -202,7 +260,9 @@ def made(kind: str, folder: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("family", ["tiny_llama", "gemma3"])
-def test_every_adapter_type_scores_as_peft_does(folders: Any, tmp_path: Path, family: str, kind: str) -> None:
+def test_every_adapter_type_scores_as_peft_does(
+    folders: Any, tmp_path: Path, family: str, kind: str
+) -> None:
     """Also after the adapter is taken off again, the base is what it was."""
     from peft import PeftModel
 
@@ -210,7 +270,11 @@ def test_every_adapter_type_scores_as_peft_does(folders: Any, tmp_path: Path, fa
     rng = random.Random(0)
     head = [rng.randrange(5, 200) for _ in range(12)]
     asked = [
-        [Encoded((*head, *(rng.randrange(5, 200) for _ in range(n)), *c), 12 + n) for c in ([7, 8], [7, 9], [11])] for n in (1, 3, 9, 12)
+        [
+            Encoded((*head, *(rng.randrange(5, 200) for _ in range(n)), *c), 12 + n)
+            for c in ([7, 8], [7, 9], [11])
+        ]
+        for n in (1, 3, 9, 12)
     ]
     own = Engine()
     base = packed(own, job(folders[family], family), asked)
@@ -225,15 +289,22 @@ def test_every_adapter_type_scores_as_peft_does(folders: Any, tmp_path: Path, fa
     @settings(max_examples=5, deadline=None)
     @given(drawn=questions())
     def any_trees(drawn: list[list[Encoded]]) -> None:
-        assert close(packed(own, job(folders[family], family, (), adapter), drawn), alone(wrapped, drawn))
+        assert close(
+            packed(own, job(folders[family], family, (), adapter), drawn), alone(wrapped, drawn)
+        )
 
     any_trees()
     assert packed(own, job(folders[family], family), asked) == base
 
 
-def test_what_a_model_does_not_pack_is_scored_in_rows_of_its_own(folders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_model_does_not_pack_is_scored_in_rows_of_its_own(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A base that is told to ignore masks, as one with a running state would."""
-    asked = [[Encoded((5, 6, 7, 8), 2), Encoded((5, 6, 9, 10), 2)], [Encoded((5, 6, 7, 11, 12), 3), Encoded((5, 6, 7, 13, 14), 3)]]
+    asked = [
+        [Encoded((5, 6, 7, 8), 2), Encoded((5, 6, 9, 10), 2)],
+        [Encoded((5, 6, 7, 11, 12), 3), Encoded((5, 6, 7, 13, 14), 3)],
+    ]
     own = Engine()
     about = replace(job(folders["tiny_llama"], "tiny_llama"), check=tuple(asked[0]))
     monkeypatch.setattr(Engine, "_masks", lambda self, seen: None)
@@ -246,13 +317,19 @@ def test_what_a_model_does_not_pack_is_scored_in_rows_of_its_own(folders: Any, m
 def test_permuting_choices_permutes_scores(folders: Any) -> None:
     row = [Encoded((9, 10, 11, *c), 3) for c in ([5, 6], [5, 7, 8], [20])]
     own = Engine()
-    straight, back = packed(own, job(folders["tiny_llama"], "l"), [row]), packed(own, job(folders["tiny_llama"], "l"), [row[::-1]])
+    straight, back = (
+        packed(own, job(folders["tiny_llama"], "l"), [row]),
+        packed(own, job(folders["tiny_llama"], "l"), [row[::-1]]),
+    )
     assert straight[0] == pytest.approx(back[0][::-1], abs=1e-5)
 
 
 def test_rows_are_nearly_full_and_batches_within_their_budget() -> None:
     rng = random.Random(0)
-    asked = [[Encoded(tuple(rng.randrange(5, 99) for _ in range(rng.randrange(4, 90))), 2)] for _ in range(300)]
+    asked = [
+        [Encoded(tuple(rng.randrange(5, 99) for _ in range(rng.randrange(4, 90))), 2)]
+        for _ in range(300)
+    ]
     plan, order = plan_scoring(asked, 0, 512, 10**6)
     assert sorted(order) == list(range(300))
     assert all(b.tokens() <= 512 for b in plan)
@@ -270,7 +347,12 @@ def stage(*overrides: str, split: str = "test", **more: Any) -> EvaluateStage:
 
 
 def inputs(base: str = "tiny_llama", **more: Path) -> dict[str, Input]:
-    files = {"model": embedded(base), "data": embedded("facts") / "test.jsonl", "shots": embedded("facts") / "train.jsonl", **more}
+    files = {
+        "model": embedded(base),
+        "data": embedded("facts") / "test.jsonl",
+        "shots": embedded("facts") / "train.jsonl",
+        **more,
+    }
     return {name: Input(path, str(path)) for name, path in files.items()}
 
 
@@ -286,7 +368,9 @@ def test_neither_batch_nor_devices_change_a_score(tmp_path: Path, watch: Silent)
         config.engines.release()
         found.append([r["loglikelihoods"] for r in read_records(out)])
     one, two, small = found
-    assert close(two, one, 1e-6 if torch.get_num_threads() > 1 else 0.0)  # each process has half of the threads
+    assert close(
+        two, one, 1e-6 if torch.get_num_threads() > 1 else 0.0
+    )  # each process has half of the threads
     assert close(small, one, 1e-5)
 
 
@@ -300,14 +384,24 @@ def test_shots_are_the_same_for_all_and_never_asked(tmp_path: Path, watch: Silen
     assert result["n"] == 221
     assert result["left_out"] == {"a place among the shots": 3}
     with pytest.raises(DataError, match="has 224 rows only"):
-        evaluate(stage("evaluate.num_fewshot=300"), inputs(shots=embedded("facts") / "test.jsonl"), tmp_path, watch)
+        evaluate(
+            stage("evaluate.num_fewshot=300"),
+            inputs(shots=embedded("facts") / "test.jsonl"),
+            tmp_path,
+            watch,
+        )
 
 
 def test_a_question_longer_than_the_context(tmp_path: Path, watch: Silent) -> None:
     row = json.loads((embedded("facts") / "test.jsonl").read_text().splitlines()[0])
     file = tmp_path / "test.jsonl"
-    file.write_text(json.dumps(row) + "\n" + json.dumps(row | {"id": "long", "question": "what " * 3000}) + "\n")
-    with pytest.raises(DataError, match=r"test\.jsonl, line 2: the question needs \d+ tokens, the model has room for"):
+    file.write_text(
+        json.dumps(row) + "\n" + json.dumps(row | {"id": "long", "question": "what " * 3000}) + "\n"
+    )
+    with pytest.raises(
+        DataError,
+        match=r"test\.jsonl, line 2: the question needs \d+ tokens, the model has room for",
+    ):
         evaluate(stage(), inputs(data=file), tmp_path, watch)
     result = evaluate(stage("dataset.bad_rows=skip"), inputs(data=file), tmp_path, watch)
     assert (result["n"], result["left_out"]) == (1, {"more tokens than the model has room for": 1})
@@ -334,7 +428,9 @@ def test_scores_that_are_not_finite_stop_the_run(tmp_path: Path, watch: Silent) 
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(StageError, match=r"224 of 224 questions are not finite.*hardware\.precision"):
+    with pytest.raises(
+        StageError, match=r"224 of 224 questions are not finite.*hardware\.precision"
+    ):
         evaluate(stage(), inputs(model=folder), tmp_path, watch)
 
 
@@ -349,7 +445,9 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, watch: Silent) -> None:
 
 @pytest.mark.parametrize("kind", [None, "lora", "prompt_tuning"])
 @pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2", "gemma3"])
-def test_writing_equals_the_librarys_generation(folders: Any, tmp_path: Path, family: str, kind: str | None) -> None:
+def test_writing_equals_the_librarys_generation(
+    folders: Any, tmp_path: Path, family: str, kind: str | None
+) -> None:
     """Prompts of different length in one batch, with and without a cached prefix; the library takes them one by one."""
     from peft import PeftModel
 
@@ -379,7 +477,12 @@ def test_writing_equals_the_librarys_generation(folders: Any, tmp_path: Path, fa
 
 def test_written_answers_stop_and_are_counted(tmp_path: Path, watch: Silent) -> None:
     """The tiny model writes answers of its world; the letters that are asked of it, it does not know."""
-    result = evaluate(stage("evaluate.mode=generate", "evaluate.limit=8", "evaluate.max_new_tokens=6"), inputs(), tmp_path, watch)
+    result = evaluate(
+        stage("evaluate.mode=generate", "evaluate.limit=8", "evaluate.max_new_tokens=6"),
+        inputs(),
+        tmp_path,
+        watch,
+    )
     records = read_records(tmp_path)
     assert result["unparsed"] == sum(r["prediction"] is None for r in records) == 8
     assert result["accuracy"] == 0.0
@@ -388,7 +491,16 @@ def test_written_answers_stop_and_are_counted(tmp_path: Path, watch: Silent) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [(" B", 1), ("(C).", 2), (" The answer is A.", 0), ("answer: d", 3), ("B. because", 1), (" A cat", None), ("Z.", None), ("", None)],
+    [
+        (" B", 1),
+        ("(C).", 2),
+        (" The answer is A.", 0),
+        ("answer: d", 3),
+        ("B. because", 1),
+        (" A cat", None),
+        ("Z.", None),
+        ("", None),
+    ],
 )
 def test_letters_are_read_and_never_guessed(text: str, said: int | None) -> None:
     assert answers.letter(text, "ABCD") == said
@@ -409,11 +521,18 @@ def test_gsm8k_is_judged_strictly_and_flexibly(tmp_path: Path, watch: Silent) ->
     file.write_text(json.dumps({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}) + "\n")
     c = compose_config(["dataset=gsm8k", "evaluate.max_new_tokens=5"])
     assert c.evaluate.mode == "generate"
-    result = evaluate(EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME), inputs(data=file), tmp_path, watch)
+    result = evaluate(
+        EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME), inputs(data=file), tmp_path, watch
+    )
     assert (result["accuracy"], result["accuracy_flexible"], result["unparsed"]) == (0.0, 0.0, 1)
     file.write_text(json.dumps({"question": "1+1?", "answer": "two"}) + "\n")
     with pytest.raises(DataError, match="cannot be judged"):
-        evaluate(EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME), inputs(data=file), tmp_path, watch)
+        evaluate(
+            EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME),
+            inputs(data=file),
+            tmp_path,
+            watch,
+        )
 
 
 # ---- memory -----------------------------------------------------------------------------------------
@@ -422,7 +541,7 @@ STARVED = """
 import resource, sys
 from pathlib import Path
 import psutil, torch
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.evaluation import engine
 from paw.evaluation.plan import plan_scoring
 from paw.models.load import Runtime
@@ -455,7 +574,9 @@ def test_halves_hold_the_whole() -> None:
     assert Scoring(rows[:1]).halves() == []
 
 
-def test_engines_hold_one_base_for_many_adapters(tmp_path: Path, watch: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_hold_one_base_for_many_adapters(
+    tmp_path: Path, watch: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loads = []
     real = engine.load_model
     monkeypatch.setattr(engine, "load_model", lambda *a: loads.append(a) or real(*a))

@@ -10,11 +10,20 @@ import torch
 from scipy.stats import binomtest
 
 from paw.config.compose import compose_config
-from paw.data.encode import Encoded, encode
 from paw.data.load import examples
+from paw.data.tokenise import Encoded, encode
+from paw.evaluation.evaluate import metrics
 from paw.evaluation.likelihood import label_logprobs
-from paw.evaluation.stage import metrics
-from paw.evaluation.statistics import f1, gap_recovered, holm, interval, mcnemar, paired_t, resampled_means, standard_error
+from paw.evaluation.statistics import (
+    f1,
+    gap_recovered,
+    holm,
+    interval,
+    mcnemar,
+    paired_t,
+    resampled_means,
+    standard_error,
+)
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.paths import embedded
 
@@ -23,15 +32,25 @@ from paw.paths import embedded
 def scored(request: pytest.FixtureRequest) -> tuple[object, list[Encoded], int]:
     folder = embedded(request.param)
     tokenizer = load_tokenizer(folder)
-    found = examples(embedded("facts") / "test.jsonl", compose_config(["dataset=facts"]).dataset, "test")[:6]
-    pairs = [p for e in found for p in zip(e.contexts, e.continuations, strict=True)] + [("the color", " of bovin is red and blue .")]
-    return load_model(folder, Runtime("float32")), encode(tokenizer, pairs, chat=False), tokenizer.pad_token_id
+    found = examples(
+        embedded("facts") / "test.jsonl", compose_config(["dataset=facts"]).dataset, "test"
+    )[:6]
+    pairs = [p for e in found for p in zip(e.contexts, e.continuations, strict=True)] + [
+        ("the color", " of bovin is red and blue .")
+    ]
+    return (
+        load_model(folder, Runtime("float32")),
+        encode(tokenizer, pairs, chat=False),
+        tokenizer.pad_token_id,
+    )
 
 
 def test_a_batch_scores_as_one_by_one(scored: tuple[object, list[Encoded], int]) -> None:
     model, rows, pad_id = scored
     with torch.inference_mode():
-        together = label_logprobs(model, rows, pad_id).split([len(row.ids) - row.start for row in rows])
+        together = label_logprobs(model, rows, pad_id).split(
+            [len(row.ids) - row.start for row in rows]
+        )
         for i, row in enumerate(rows):
             logits = model(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)  # type: ignore[operator]
             plain = sum(logits[j - 1, row.ids[j]].item() for j in range(row.start, len(row.ids)))
@@ -40,14 +59,35 @@ def test_a_batch_scores_as_one_by_one(scored: tuple[object, list[Encoded], int])
 
 def test_metrics_are_their_definitions() -> None:
     records = [
-        {"gold": 0, "prediction": 0, "prediction_norm": 1, "correct": True, "loglikelihoods": [-1.0, -2.0], "tokens": [1, 1]},
-        {"gold": 1, "prediction": 0, "prediction_norm": 1, "correct": False, "loglikelihoods": [-1.0, -3.0], "tokens": [1, 3]},
+        {
+            "gold": 0,
+            "prediction": 0,
+            "prediction_norm": 1,
+            "correct": True,
+            "loglikelihoods": [-1.0, -2.0],
+            "tokens": [1, 1],
+        },
+        {
+            "gold": 1,
+            "prediction": 0,
+            "prediction_norm": 1,
+            "correct": False,
+            "loglikelihoods": [-1.0, -3.0],
+            "tokens": [1, 3],
+        },
     ]
     found = metrics(records)
     assert (found["accuracy"], found["acc_norm"], found["loss"]) == (0.5, 0.5, 1.0)
     assert found["perplexity"] == pytest.approx(math.e)
     assert found["stderr"] == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
-    alone = {"gold": 0, "prediction": 0, "prediction_norm": 0, "correct": None, "loglikelihoods": [-1.0], "tokens": [2]}
+    alone = {
+        "gold": 0,
+        "prediction": 0,
+        "prediction_norm": 0,
+        "correct": None,
+        "loglikelihoods": [-1.0],
+        "tokens": [2],
+    }
     single = metrics([alone])
     assert (single["accuracy"], single["stderr"], single["loss"]) == (None, None, 0.5)
 
@@ -96,7 +136,13 @@ def test_without_a_gap_there_is_nothing_to_recover() -> None:
 def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """Nominal 95 %. 4000 simulations: the estimate's own error is a third of a point."""
     rng, n, runs = np.random.default_rng(0), 200, 4000
-    accuracy = sum(low <= 0.7 <= high for low, high in (interval(int(k), n) for k in rng.binomial(n, 0.7, runs))) / runs
+    accuracy = (
+        sum(
+            low <= 0.7 <= high
+            for low, high in (interval(int(k), n) for k in rng.binomial(n, 0.7, runs))
+        )
+        / runs
+    )
     difference = ratio = 0
     for i in range(runs // 2):
         base = (rng.random(n) < 0.3).astype(float)
@@ -114,16 +160,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_repeated_rows_are_resampled_as_any_others() -> None:
     """Right and wrong take the short way; the same values, made different, take the long one."""
     x = (np.random.default_rng(0).random((500, 1)) < 0.3).astype(float)
-    short, long = resampled_means(x, seed=1), resampled_means(x + np.arange(500)[:, None] * 1e-9, seed=1)
+    short, long = (
+        resampled_means(x, seed=1),
+        resampled_means(x + np.arange(500)[:, None] * 1e-9, seed=1),
+    )
     assert short.mean() == pytest.approx(long.mean(), abs=1e-3)
-    assert np.percentile(short, [2.5, 97.5]) == pytest.approx(np.percentile(long, [2.5, 97.5]), abs=2e-3)
+    assert np.percentile(short, [2.5, 97.5]) == pytest.approx(
+        np.percentile(long, [2.5, 97.5]), abs=2e-3
+    )
 
 
 def test_f1_holm_and_the_paired_t() -> None:
     rng = np.random.default_rng(0)
     gold, said = rng.random(50) < 0.4, rng.random(50) < 0.5
     precision, recall = (gold & said).sum() / said.sum(), (gold & said).sum() / gold.sum()
-    assert f1(list(gold), list(said)) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert f1(list(gold), list(said)) == pytest.approx(
+        2 * precision * recall / (precision + recall)
+    )
     assert f1([False], [False]) == 0.0
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([]) == []
@@ -140,4 +193,6 @@ def test_a_gap_that_some_resamples_lack_has_an_interval_without_nan() -> None:
         own[rng.choice(60, 6, replace=False)] = 1.0
         part[rng.choice(60, 6, replace=False)] = 1.0
         found = gap_recovered(base, own, part, "accuracy")
-        assert not found.eligible or not (math.isnan(found.low or 0.0) or math.isnan(found.high or 0.0))
+        assert not found.eligible or not (
+            math.isnan(found.low or 0.0) or math.isnan(found.high or 0.0)
+        )

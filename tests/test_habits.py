@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from conftest import Launch, Silent
 from paw.config.compose import compose_config, groups
 from paw.config.schema import ROLES, ModelConfig
-from paw.data.encode import Encoded
 from paw.data.load import examples
+from paw.data.tokenise import Encoded
 from paw.errors import AdapterError, ConfigError, TransferError
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import plan_scoring
@@ -60,7 +60,9 @@ def test_a_model_is_found_under_every_usual_name(name: str, tmp_path: Path, watc
 
 def test_base_models_and_their_instruct_siblings() -> None:
     for size in ("05b", "15b"):
-        base, chat = (compose_config([f"model@source=qwen25_{size}{x}"]).source.hub for x in ("", "_instruct"))
+        base, chat = (
+            compose_config([f"model@source=qwen25_{size}{x}"]).source.hub for x in ("", "_instruct")
+        )
         assert chat == f"{base}-Instruct"
 
 
@@ -81,7 +83,11 @@ def test_configurations_of_the_notes_and_of_the_training_framework() -> None:
     assert (c.task, c.evaluate.mode, c.source.name) == ("train", "classify", "bert_base")
     assert getattr(c.adapter, "target_modules", None) == ["query", "value"]
     c = compose_config(["experiment=gsm8k_mistral"])
-    assert (getattr(c.adapter, "r", 0), getattr(c.adapter, "alpha", 0), c.dataset.name) == (32, 64, "gsm8k")
+    assert (getattr(c.adapter, "r", 0), getattr(c.adapter, "alpha", 0), c.dataset.name) == (
+        32,
+        64,
+        "gsm8k",
+    )
     for name in groups()["experiment"]:
         asked = compose_config([f"experiment={name}", "task=validate"])
         assert asked.task == "validate", "an experiment must not take the command line's task away"
@@ -89,8 +95,13 @@ def test_configurations_of_the_notes_and_of_the_training_framework() -> None:
 
 def test_a_deepspeed_configuration_of_ones_own(tmp_path: Path) -> None:
     own = ["hardware=a800x4", f"hardware.deepspeed={tmp_path}/zero3.json"]
-    assert compose_config([*own, "hardware.strategy=deepspeed"]).hardware.deepspeed == f"{tmp_path}/zero3.json"
-    with pytest.raises(ConfigError, match=r"hardware\.deepspeed: needs hardware\.strategy=deepspeed, not ddp"):
+    assert (
+        compose_config([*own, "hardware.strategy=deepspeed"]).hardware.deepspeed
+        == f"{tmp_path}/zero3.json"
+    )
+    with pytest.raises(
+        ConfigError, match=r"hardware\.deepspeed: needs hardware\.strategy=deepspeed, not ddp"
+    ):
         compose_config(own)
 
 
@@ -133,13 +144,20 @@ def test_weights_that_older_versions_pickled(tmp_path: Path) -> None:
         ("/data/models/Qwen2.5-1.5B/", False),
         ("../models/Qwen_Qwen2.5-1.5B", False),
         (None, False),
-        ("/root/hub/models--Qwen--Qwen2.5-1.5B/snapshots/8faed761d45a263340a0528343f099c05c9a4323", False),
+        (
+            "/root/hub/models--Qwen--Qwen2.5-1.5B/snapshots/8faed761d45a263340a0528343f099c05c9a4323",
+            False,
+        ),
         ("Qwen/Qwen2.5-1.5B-Instruct", True),
         ("meta-llama/Llama-3.2-3B", True),
     ],
 )
-def test_an_adapter_of_another_base_is_warned_of(said: str | None, warned: bool, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": said}))
+def test_an_adapter_of_another_base_is_warned_of(
+    said: str | None, warned: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": said})
+    )
     found = other_base(tmp_path, ["qwen25_15b", "../models/Qwen2.5-1.5B", "Qwen/Qwen2.5-1.5B"])
     assert found == (said if warned else None)
     assert other_base(tmp_path, ["/models/Qwen_Qwen2.5-1.5B"]) == (said if warned else None)
@@ -149,7 +167,13 @@ def test_the_warning_is_said_and_stands_at_the_head_of_the_results(
     launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora(tmp_path / "foreign", base="meta-llama/Llama-3.2-3B-Instruct")
-    launch("task=evaluate", "models=[tiny_llama]", f"adapters=[{tmp_path / 'foreign'}]", "experiment=demo", "evaluate.limit=4")
+    launch(
+        "task=evaluate",
+        "models=[tiny_llama]",
+        f"adapters=[{tmp_path / 'foreign'}]",
+        "experiment=demo",
+        "evaluate.limit=4",
+    )
     assert "Warning: " in capsys.readouterr().out
     (summary,) = Path("outputs/runs").glob("*/summary.md")
     assert "trained on meta-llama/Llama-3.2-3B-Instruct" in summary.read_text()
@@ -164,7 +188,10 @@ def test_adapters_relative_to_a_changed_base_are_refused(how: str, tmp_path: Pat
 
 def test_such_an_adapter_leaves_the_base_as_it_was_for_the_next(tmp_path: Path) -> None:
     """PEFT takes its part out of the base's weights again when it is loaded, and does not put it back."""
-    base, adapter = Input(embedded("tiny_llama"), "llama"), lora(tmp_path / "pissa", init_lora_weights="pissa")
+    base, adapter = (
+        Input(embedded("tiny_llama"), "llama"),
+        lora(tmp_path / "pissa", init_lora_weights="pissa"),
+    )
     row = Encoded((5, 6, 7, 8), 2)
     (batch,), _ = plan_scoring([[row]], 0, 100, 100)
     engine, plain = Engine(), Job(base, None, Runtime("float32"), False, 0)
@@ -188,22 +215,39 @@ def test_an_old_adapter_of_the_target_is_not_trained_again(launch: Launch, tmp_p
     systems = [s["system"] for s in json.loads(results.read_text())["systems"]]
     assert systems[-1] == "target + own adapter"
     with pytest.raises(TransferError, match="does not fit the target model"):
-        launch("experiment=demo", f"adapter.path={source}", f"target_adapter.path={source}", "evaluate.limit=10")
+        launch(
+            "experiment=demo",
+            f"adapter.path={source}",
+            f"target_adapter.path={source}",
+            "evaluate.limit=10",
+        )
     with pytest.raises(ConfigError, match=r"target_adapter\.path: only task=pipeline"):
         compose_config(["task=transfer", f"target_adapter.path={target}"])
 
 
 # ---- data -------------------------------------------------------------------------------------------
 
-ROW = {"id": "1", "context": "Tracy spilled the milk.", "question": "What now?", "choices": ["mop", "sing"], "labels": ["1", "2"]}
+ROW = {
+    "id": "1",
+    "context": "Tracy spilled the milk.",
+    "question": "What now?",
+    "choices": ["mop", "sing"],
+    "labels": ["1", "2"],
+}
 
 
-def test_a_field_that_nothing_reads_is_named_once(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_field_that_nothing_reads_is_named_once(
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps(ROW | {"id": str(i), "answer": "1"}) + "\n" for i in range(4)))
+    file.write_text(
+        "".join(json.dumps(ROW | {"id": str(i), "answer": "1"}) + "\n" for i in range(4))
+    )
     ask = ["task=evaluate", "models=[tiny_llama]", "dataset=own", f"dataset.path={file}"]
     launch(*ask)
-    assert capsys.readouterr().out.count("nothing reads the field context") == 2  # when it is found, and with the results
+    assert (
+        capsys.readouterr().out.count("nothing reads the field context") == 2
+    )  # when it is found, and with the results
     launch(*ask, 'dataset.prompt="{context} {question}"')
     assert "nothing reads" not in capsys.readouterr().out
 
@@ -211,7 +255,14 @@ def test_a_field_that_nothing_reads_is_named_once(launch: Launch, tmp_path: Path
 def test_a_situation_beside_its_question_is_scored_with_it(tmp_path: Path) -> None:
     """Rows of one's own as the hub's: the same prompts, with letters too."""
     dataset = compose_config(["dataset=social_iqa"]).dataset
-    hub = {"context": ROW["context"], "question": ROW["question"], "answerA": "mop", "answerB": "sing", "answerC": "go", "label": "1"}
+    hub = {
+        "context": ROW["context"],
+        "question": ROW["question"],
+        "answerA": "mop",
+        "answerB": "sing",
+        "answerC": "go",
+        "label": "1",
+    }
     own = ROW | {"choices": ["mop", "sing", "go"], "labels": ["1", "2", "3"], "answer": "1"}
     dataset.classes = ["mop", "sing", "go"]
     for form in ("likelihood", "letter", "classify"):
@@ -232,7 +283,13 @@ def test_roles_have_one_list() -> None:
 
 def test_roles_are_selected(launch: Launch, tmp_path: Path) -> None:
     adapter = lora(tmp_path / "adapter")
-    ask = ["task=transfer", "experiment=demo", f"adapter.path={adapter}", "transfer.controls=[]", "transfer=cross_lora"]
+    ask = [
+        "task=transfer",
+        "experiment=demo",
+        f"adapter.path={adapter}",
+        "transfer.controls=[]",
+        "transfer=cross_lora",
+    ]
     moved: Any = launch(*ask, "transfer.gain=weight", "transfer.modules=[q_proj,v_proj]")
     found = {name.rsplit(".", 1)[-1] for name in read_adapter(moved["cross_lora"].path)}
     assert found == {"q_proj", "v_proj"}
@@ -242,23 +299,39 @@ def test_roles_are_selected(launch: Launch, tmp_path: Path) -> None:
     config = json.loads((only / "adapter_config.json").read_text())
     assert config["r"] == 4
     with pytest.raises(TransferError, match=r"the adapter has none of these. It has: q_proj"):
-        modules.pair_names(["model.layers.0.self_attn.q_proj"], {0: {"k_proj": "k"}}, [(0, 0)], ["k_proj"])
+        modules.pair_names(
+            ["model.layers.0.self_attn.q_proj"], {0: {"k_proj": "k"}}, [(0, 0)], ["k_proj"]
+        )
 
 
-def test_the_source_systems_measure_decides_at_their_thresholds(launch: Launch, tmp_path: Path) -> None:
+def test_the_source_systems_measure_decides_at_their_thresholds(
+    launch: Launch, tmp_path: Path
+) -> None:
     """Two unrelated random subspaces have 1 in the larger width; the report counts what each threshold leaves."""
     adapter = lora(tmp_path / "adapter")
-    ask = ["task=transfer", "experiment=demo", f"adapter.path={adapter}", "transfer.controls=[]", "transfer=cross_lora"]
+    ask = [
+        "task=transfer",
+        "experiment=demo",
+        f"adapter.path={adapter}",
+        "transfer.controls=[]",
+        "transfer=cross_lora",
+    ]
     ask += ["transfer.gain=weight", "transfer.similarity=weights"]
     left = []
     for threshold in ("1e-4", "1e-2"):
-        moved: Any = launch(*ask, f"transfer.similarity_threshold={threshold}", f"name=at_{threshold}")
+        moved: Any = launch(
+            *ask, f"transfer.similarity_threshold={threshold}", f"name=at_{threshold}"
+        )
         folder = moved["cross_lora"].path
         report = json.loads((folder / "report.json").read_text())
         rows = report["modules"]
-        assert sum(r["weights"] for r in rows) / sum(r["weights_chance"] for r in rows) == pytest.approx(1, abs=0.2)
+        assert sum(r["weights"] for r in rows) / sum(
+            r["weights_chance"] for r in rows
+        ) == pytest.approx(1, abs=0.2)
         assert all(r["transferred"] == (r["weights"] >= float(threshold)) for r in rows)
-        assert report["left"] == {t: sum(r["weights"] >= float(t) for r in rows) for t in ("0.0001", "0.001", "0.01")}
+        assert report["left"] == {
+            t: sum(r["weights"] >= float(t) for r in rows) for t in ("0.0001", "0.001", "0.01")
+        }
         assert f"{report['left']['0.01']} at 0.01" in (folder / "report.md").read_text()
         left.append(len(read_adapter(folder)))
     assert left[0] == 35 > left[1] > 0
@@ -268,13 +341,17 @@ def test_the_notes_projection_is_the_nearest_in_its_subspaces(tmp_path: Path) ->
     """Of a model to itself: U_tU_tᵀ ΔW V_tV_tᵀ, with as many directions as the adapter has ranks."""
     from paw.store import Store
     from paw.transfer.linalg import singular_basis
-    from paw.transfer.stage import STAGE, TransferStage
+    from paw.transfer.transfer import STAGE, TransferStage
 
     store, base = Store(tmp_path / "store"), embedded("tiny_llama")
     adapter = lora(tmp_path / "adapter")
     c = compose_config(["transfer=frobenius_adapter", "transfer.gain=none"]).transfer
     layers = [(i, i) for i in range(4)]
-    inputs = {"adapter": store.file(adapter), "source": store.file(base), "target": store.file(base)}
+    inputs = {
+        "adapter": store.file(adapter),
+        "source": store.file(base),
+        "target": store.file(base),
+    }
     done = store.run(STAGE, TransferStage(c, layers, None, Runtime("float32")), inputs, Silent())
     moved, before = read_adapter(done.path), read_adapter(adapter)
     weights = load_model(base, Runtime("float32"))

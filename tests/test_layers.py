@@ -19,7 +19,8 @@ from paw.models.adapters import read_adapter
 from paw.models.load import Runtime
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import calibrate, layers, linalg
+from paw.transfer import calibrate, linalg
+from paw.transfer import match as layers
 from paw.transfer.bases import Bases
 from paw.transfer.modules import aligned, by_index, proportional, spread
 from paw.transfer.verdict import feasibility
@@ -58,11 +59,17 @@ def test_a_model_is_most_like_itself_layer_by_layer(tmp_path: Path) -> None:
         found = torch.tensor(layers.match(stage, known, tmp_path, Silent())["similarity"])
         assert found.shape == (4, 4)
         assert torch.equal(found.argmax(dim=1), torch.arange(4))
-    other = torch.tensor(layers.match(layers.MatchStage(text), models("tiny_llama", "tiny_qwen2") | TEXT, tmp_path, Silent())["similarity"])
+    other = torch.tensor(
+        layers.match(
+            layers.MatchStage(text), models("tiny_llama", "tiny_qwen2") | TEXT, tmp_path, Silent()
+        )["similarity"]
+    )
     assert other.shape == (5, 4)
     assert other.abs().max() <= 1
     with pytest.raises(TransferError, match=r"128 and 160 wide.*transfer\.layers=cka"):
-        layers.match(layers.MatchStage(None), models("tiny_llama", "tiny_qwen2"), tmp_path, Silent())
+        layers.match(
+            layers.MatchStage(None), models("tiny_llama", "tiny_qwen2"), tmp_path, Silent()
+        )
 
 
 def test_unrelated_samples_have_no_cka() -> None:
@@ -71,10 +78,15 @@ def test_unrelated_samples_have_no_cka() -> None:
     values = []
     for _ in range(20):
         k, other = (layers._gram([torch.randn(100, 60, generator=g)]) for _ in range(2))
-        values.append(layers._hsic(k, other) / (layers._hsic(k, k) * layers._hsic(other, other)) ** 0.5)
+        values.append(
+            layers._hsic(k, other) / (layers._hsic(k, k) * layers._hsic(other, other)) ** 0.5
+        )
     assert abs(sum(values) / len(values)) < 0.02
     x = torch.randn(100, 60, generator=g)
-    k, turned = layers._gram([x]), layers._gram([x @ torch.linalg.qr(torch.randn(60, 60, generator=g))[0]])
+    k, turned = (
+        layers._gram([x]),
+        layers._gram([x @ torch.linalg.qr(torch.randn(60, 60, generator=g))[0]]),
+    )
     assert layers._hsic(k, turned) == pytest.approx(layers._hsic(k, k), rel=1e-4)
 
 
@@ -89,7 +101,9 @@ def test_keep_top_keeps_whole_layers(tmp_path: Path) -> None:
     by_layer: dict[str, list[float]] = {}
     for row in rows:
         by_layer.setdefault(row["target"].split(".")[2], []).append(row["similarity"])
-    best = sorted(by_layer, key=lambda layer: -sum(by_layer[layer]))[:2]  # 30 % of five layers, rounded up
+    best = sorted(by_layer, key=lambda layer: -sum(by_layer[layer]))[
+        :2
+    ]  # 30 % of five layers, rounded up
     assert {name.split(".")[2] for name in read_adapter(out)} == set(best)
     assert result["target_modules"] == 14
 
@@ -97,20 +111,35 @@ def test_keep_top_keeps_whole_layers(tmp_path: Path) -> None:
 def test_spread_adds_up_and_divides(tmp_path: Path) -> None:
     random_adapter("tiny_qwen2", tmp_path / "adapter")
     config = replace(compose_config([]).transfer, spread=True, gain="none", **QUICK)  # type: ignore[arg-type]
-    out, result = run(tmp_path, "tiny_qwen2", "tiny_llama", config, layers=spread(proportional(5, 4), 5, 4))
+    out, result = run(
+        tmp_path, "tiny_qwen2", "tiny_llama", config, layers=spread(proportional(5, 4), 5, 4)
+    )
     assert result["coverage"] == 1.0
     after = read_adapter(out)
-    assert {f.rank for f in after.values()} == {4}  # what came from two layers is cut to the rank of one
+    assert {f.rank for f in after.values()} == {
+        4
+    }  # what came from two layers is cut to the rank of one
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "adapter").mkdir()
     folder = random_adapter("tiny_llama", tmp_path / "again" / "own")
     folder.rename(tmp_path / "again" / "adapter")
     plain, divided = (
-        run(tmp_path / "again", "tiny_llama", "tiny_qwen2", replace(config, spread=s), layers=proportional(4, 5), name=str(s))[0]
+        run(
+            tmp_path / "again",
+            "tiny_llama",
+            "tiny_qwen2",
+            replace(config, spread=s),
+            layers=proportional(4, 5),
+            name=str(s),
+        )[0]
         for s in (False, True)
     )
-    one, half = (read_adapter(folder)["model.layers.3.self_attn.q_proj"] for folder in (plain, divided))
-    assert half.norm() == pytest.approx(one.norm() / 2, rel=1e-4)  # source layer 2 goes to target layers 2 and 3
+    one, half = (
+        read_adapter(folder)["model.layers.3.self_attn.q_proj"] for folder in (plain, divided)
+    )
+    assert half.norm() == pytest.approx(
+        one.norm() / 2, rel=1e-4
+    )  # source layer 2 goes to target layers 2 and 3
 
 
 @given(st.integers(1, 6), st.integers(0, 10**6))
@@ -130,7 +159,9 @@ def test_overlap_is_that_of_the_spans(k: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     a, b = torch.randn(12, k, generator=g), torch.linalg.qr(torch.randn(12, k, generator=g))[0]
     q = torch.linalg.qr(a.double())[0]
-    assert linalg.overlap(a, b) == pytest.approx(float((q.T @ b.double()).square().sum() / k), abs=1e-5)
+    assert linalg.overlap(a, b) == pytest.approx(
+        float((q.T @ b.double()).square().sum() / k), abs=1e-5
+    )
 
 
 # ---- bases on the disk ------------------------------------------------------------------------------

@@ -18,7 +18,10 @@ def test_memory_of_processes_that_a_stage_starts_is_counted() -> None:
     """A training on several devices holds nothing in its parent."""
     with Meter() as alone:
         time.sleep(0.2)
-    with Meter() as meter, subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as child:
+    with (
+        Meter() as meter,
+        subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE) as child,
+    ):
         assert child.stdout is not None
         child.stdout.readline()
         time.sleep(1.5)

@@ -19,13 +19,13 @@ from paw.models.tensors import Weights
 from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import calibrate
-from paw.transfer import stage as transferring
+from paw.transfer import transfer as transferring
 from paw.transfer.activations import hold_out, pair_texts, seen
 from paw.transfer.anchors import embedding_site, shared_tokens
 from paw.transfer.linalg import best_penalty, explained
 from paw.transfer.methods import shift
 from paw.transfer.modules import by_layer
-from paw.transfer.placebo import SpoilStage, spoil
+from paw.transfer.spoil import SpoilStage, spoil
 from test_layers import TEXT, models
 from test_transfer import QUICK, TINY, random_adapter, run
 
@@ -59,7 +59,11 @@ def test_a_blank_is_a_blank_in_both_kinds_of_vocabulary() -> None:
     pieces = Vocabulary(["<s>", "▁the", "the", "é", "\n", "<0x0A>", "<unused7>"])
     assert shared_tokens(bytelevel, pieces) == [(4, 4), (1, 1), (2, 2), (3, 3)]
     with pytest.raises(TransferError, match="share no token"):
-        embedding_site(torch.zeros(9, 2), torch.zeros(9, 2), shared_tokens(Vocabulary(["<s>", "a"]), Vocabulary(["<s>", "b"])))
+        embedding_site(
+            torch.zeros(9, 2),
+            torch.zeros(9, 2),
+            shared_tokens(Vocabulary(["<s>", "a"]), Vocabulary(["<s>", "b"])),
+        )
 
 
 def test_embeddings_find_a_rotation() -> None:
@@ -77,7 +81,9 @@ def test_self_transfer_of_a_real_model(tmp_path: Path, name: str) -> None:
     before = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
     after = read_adapter(run(tmp_path, "tiny_llama", "tiny_llama", method(name))[0])
     for module, old in before.items():
-        assert (after[module].b @ after[module].a - old.b @ old.a).norm() < 5e-3 * old.norm(), module
+        assert (after[module].b @ after[module].a - old.b @ old.a).norm() < 5e-3 * old.norm(), (
+            module
+        )
 
 
 # ---- heads ------------------------------------------------------------------------------------------
@@ -87,7 +93,9 @@ def test_heads_are_read_from_the_config(tmp_path: Path) -> None:
     found = heads(TINY["tiny_qwen2"])
     shapes = Weights(TINY["tiny_qwen2"], "cpu")["model.layers.0.self_attn.k_proj"].shape
     assert found.keyvalue * found.dim == shapes[0]
-    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e5}}')
+    (tmp_path / "config.json").write_text(
+        '{"text_config": {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 5e5}}'
+    )
     assert (heads(tmp_path).dim, heads(tmp_path).keyvalue, heads(tmp_path).theta) == (16, 4, 5e5)
 
 
@@ -99,16 +107,25 @@ def test_queries_and_keys_are_mapped_by_maps_that_commute_with_rotation(tmp_path
     stage = calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 2000)
     calibrate.calibrate(stage, run_ | TEXT, tmp_path, Silent())
     name = "model.layers.0.self_attn.q_proj"
-    [(_, sites)] = calibrate.stored(tmp_path, [(name.replace("q_", f"{r}_"),) * 2 for r in "qkvo"], "cpu")
+    [(_, sites)] = calibrate.stored(
+        tmp_path, [(name.replace("q_", f"{r}_"),) * 2 for r in "qkvo"], "cpu"
+    )
     both = (heads(TINY["tiny_llama"]), heads(TINY["tiny_qwen2"]))
-    sides = [Side(name, w.shape, lambda w=w: w, lambda k: None) for w in (Weights(TINY[m], "cpu")[name] for m in TINY)]  # type: ignore[misc]
-    t_out = per_head.maps(Pair(sides[0], sides[1], {t[1]: site for (_, t), site in sites.items()}, heads=both), config).t_out
+    sides = [
+        Side(name, w.shape, lambda w=w: w, lambda k: None)
+        for w in (Weights(TINY[m], "cpu")[name] for m in TINY)
+    ]  # type: ignore[misc]
+    t_out = per_head.maps(
+        Pair(sides[0], sides[1], {t[1]: site for (_, t), site in sites.items()}, heads=both), config
+    ).t_out
 
     def turn(x: torch.Tensor, h: object, angle: float) -> torch.Tensor:
         """Every pair (i, i + dim/2) of every head turned by one angle, as a rotation common to all frequencies."""
         y = x.reshape(-1, 2, h.dim // 2)  # type: ignore[attr-defined]
         c, s = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
-        return torch.stack([y[:, 0] * c - y[:, 1] * s, y[:, 0] * s + y[:, 1] * c], dim=1).reshape(-1)
+        return torch.stack([y[:, 0] * c - y[:, 1] * s, y[:, 0] * s + y[:, 1] * c], dim=1).reshape(
+            -1
+        )
 
     x = torch.randn(sides[0].shape[0], generator=torch.Generator().manual_seed(0))
     one = turn(t_out.left(x[:, None])[:, 0], both[1], 0.7)
@@ -135,7 +152,12 @@ def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_pat
     ends = []
     for adapted in (factors, found):
         with shift.adapted(known.target, known.parts[1], adapted):
-            ends.append({space: x - plain[space] for space, x in shift._capture(known, 1, places, known.held).items()})
+            ends.append(
+                {
+                    space: x - plain[space]
+                    for space, x in shift._capture(known, 1, places, known.held).items()
+                }
+            )
     last = max(places, key=lambda space: (space[0], space[1].side == "out"))
     assert explained(ends[0][last], ends[1][last]) > 0.5
     with shift.adapted(known.target, known.parts[1], {}):
@@ -173,7 +195,12 @@ def test_shuffled_positions_keep_each_models_own_moments(tmp_path: Path) -> None
     for shuffle in (None, 0, 1):
         out = tmp_path / str(shuffle)
         out.mkdir()
-        calibrate.calibrate(replace(stage, shuffle=shuffle), models("tiny_llama", "tiny_qwen2") | TEXT, out, Silent())
+        calibrate.calibrate(
+            replace(stage, shuffle=shuffle),
+            models("tiny_llama", "tiny_qwen2") | TEXT,
+            out,
+            Silent(),
+        )
         [(_, sites)] = calibrate.stored(out, names, "cpu")
         found[shuffle] = sites
     for space, site in found[None].items():
@@ -211,14 +238,23 @@ def test_a_placebo_of_a_method_without_maps_is_spoilt_too(tmp_path: Path) -> Non
     random_adapter("tiny_llama", tmp_path / "adapter")
     layers = [(0, 0), (3, 4)]
     stage = calibrate.CalibrateStage(Runtime("float32"), layers, 1500)
-    inputs = models("tiny_llama", "tiny_qwen2") | TEXT | {"adapter": Input(tmp_path / "adapter", "a")}
+    inputs = (
+        models("tiny_llama", "tiny_qwen2") | TEXT | {"adapter": Input(tmp_path / "adapter", "a")}
+    )
     for name in ("shift", "negated", "random"):
         (tmp_path / name).mkdir()
-    what = transferring.TransferStage(method("shift", positions=1500), layers, stage, Runtime("float32"))
+    what = transferring.TransferStage(
+        method("shift", positions=1500), layers, stage, Runtime("float32")
+    )
     assert transferring.transfer(what, inputs, tmp_path / "shift", Silent())["target_modules"] == 4
     real = read_adapter(tmp_path / "shift")
     for name in ("negated", "random"):
-        spoil(SpoilStage(name, 0), {"adapter": Input(tmp_path / "shift", "a")}, tmp_path / name, Silent())
+        spoil(
+            SpoilStage(name, 0),
+            {"adapter": Input(tmp_path / "shift", "a")},
+            tmp_path / name,
+            Silent(),
+        )
         assert made_for(tmp_path / name) == made_for(tmp_path / "shift") == "tiny_qwen2"
     for module, negated in read_adapter(tmp_path / "negated").items():
         assert torch.allclose(negated.b @ negated.a, -(real[module].b @ real[module].a), atol=1e-6)

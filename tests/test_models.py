@@ -26,16 +26,27 @@ CPU = Runtime("float32")
 # ---- where a model is -------------------------------------------------------------------------------
 
 
-def test_a_path_comes_first_then_the_models_folder(tmp_path: Path, tiny_llama: Path, tiny_qwen2: Path) -> None:
+def test_a_path_comes_first_then_the_models_folder(
+    tmp_path: Path, tiny_llama: Path, tiny_qwen2: Path
+) -> None:
     models = tmp_path / "models"
     shutil.copytree(tiny_qwen2, models / "mine")
-    assert locate(ModelConfig(name="mine", path=str(tiny_llama)), str(models), Silent()) == tiny_llama
-    assert locate(ModelConfig(name="mine", hub="owner/mine"), str(models), Silent()) == models / "mine"
+    assert (
+        locate(ModelConfig(name="mine", path=str(tiny_llama)), str(models), Silent()) == tiny_llama
+    )
+    assert (
+        locate(ModelConfig(name="mine", hub="owner/mine"), str(models), Silent()) == models / "mine"
+    )
     shutil.move(models / "mine", models / "Some-Model")
-    assert locate(ModelConfig(name="other", hub="owner/Some-Model"), str(models), Silent()) == models / "Some-Model"
+    assert (
+        locate(ModelConfig(name="other", hub="owner/Some-Model"), str(models), Silent())
+        == models / "Some-Model"
+    )
 
 
-def test_the_hubs_cache_is_read_without_network(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hubs_cache_is_read_without_network(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cache as huggingface_hub lays it out: blobs, a snapshot of links, a reference."""
     from huggingface_hub import constants
 
@@ -51,7 +62,9 @@ def test_the_hubs_cache_is_read_without_network(tmp_path: Path, tiny_llama: Path
         (root / "snapshots" / commit / file.name).symlink_to(blob)
     found = locate(ModelConfig(name="some", hub="owner/some-model"), None, Silent())
     assert load_tokenizer(found)("red").input_ids == load_tokenizer(tiny_llama)("red").input_ids
-    assert torch.equal(load_model(found, CPU).lm_head.weight, load_model(tiny_llama, CPU).lm_head.weight)
+    assert torch.equal(
+        load_model(found, CPU).lm_head.weight, load_model(tiny_llama, CPU).lm_head.weight
+    )
     with pytest.raises(ModelError, match=r"hub cannot be reached.*paths\.models_dir"):
         locate(ModelConfig(name="other", hub="owner/other"), None, Silent())
 
@@ -63,7 +76,9 @@ def test_the_hubs_cache_is_read_without_network(tmp_path: Path, tiny_llama: Path
         (lambda p: (p / "model.safetensors").unlink(), "no .safetensors"),
     ],
 )
-def test_an_incomplete_folder_is_named(tmp_path: Path, tiny_llama: Path, spoil: object, message: str) -> None:
+def test_an_incomplete_folder_is_named(
+    tmp_path: Path, tiny_llama: Path, spoil: object, message: str
+) -> None:
     folder = tmp_path / "m"
     shutil.copytree(tiny_llama, folder)
     spoil(folder)  # type: ignore[operator]
@@ -78,7 +93,10 @@ def test_damaged_weights_and_encoders_are_refused(tmp_path: Path, tiny_llama: Pa
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_model(folder, CPU)
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForMaskedLM"], "model_type": "bert"}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["BertForMaskedLM"],
+        "model_type": "bert",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="is an encoder"):
         load_model(folder, CPU)
@@ -94,14 +112,20 @@ def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, tiny_llama: Pa
         load_model(folder, CPU)
 
 
-def test_a_package_in_parts_is_joined_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_in_parts_is_joined_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PAW_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "carrier").mkdir()
     (tmp_path / "carrier" / "a").write_bytes(b"GGUF")
     (tmp_path / "carrier" / "b").write_bytes(b"rest")
-    package = PackageConfig(["carrier/a", "carrier/b"], hashlib.sha256(b"GGUFrest").hexdigest(), "pip install carrier")
-    with pytest.raises(ModelError, match="cannot be read as a GGUF model"):  # joined and verified, but no model
+    package = PackageConfig(
+        ["carrier/a", "carrier/b"], hashlib.sha256(b"GGUFrest").hexdigest(), "pip install carrier"
+    )
+    with pytest.raises(
+        ModelError, match="cannot be read as a GGUF model"
+    ):  # joined and verified, but no model
         locate(ModelConfig(name="m", package=package), None, Silent())
     assert (tmp_path / "cache" / "gguf" / f"{package.sha256[:16]}.gguf").read_bytes() == b"GGUFrest"
     package.sha256 = "0" * 64
@@ -115,10 +139,18 @@ def test_a_package_in_parts_is_joined_and_verified(tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "prompt", "answer", "special"),
-    [("smollm2_135m", "The capital of France is", " Paris", 0), ("gemma3_270m", "Paris is the capital of", " France", 1)],
+    [
+        ("smollm2_135m", "The capital of France is", " Paris", 0),
+        ("gemma3_270m", "Paris is the capital of", " France", 1),
+    ],
 )
 def test_the_packaged_models_are_real(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, prompt: str, answer: str, special: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    prompt: str,
+    answer: str,
+    special: int,
 ) -> None:
     """From GGUF, whole or in four parts: dequantised once, with the family's own special tokens, and they know where Paris is."""
     pytest.importorskip("gguf")
@@ -130,7 +162,9 @@ def test_the_packaged_models_are_real(
     tokenizer, model = load_tokenizer(folder), load_model(folder, CPU)
     ids = tokenizer(prompt, return_tensors="pt")
     assert sum(int(i) in tokenizer.all_special_ids for i in ids.input_ids[0]) == special
-    assert bool(tokenizer.chat_template) == (name == "smollm2_135m")  # Instruct has one, the pretrained Gemma none
+    assert bool(tokenizer.chat_template) == (
+        name == "smollm2_135m"
+    )  # Instruct has one, the pretrained Gemma none
     with torch.inference_mode():
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()) == answer
 
@@ -178,12 +212,17 @@ def logits(model: object) -> torch.Tensor:
     return found
 
 
-def test_what_peft_writes_is_read_and_written_back_with_equal_logits(adapter: Path, tmp_path: Path, tiny_llama: Path) -> None:
+def test_what_peft_writes_is_read_and_written_back_with_equal_logits(
+    adapter: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
     found = read_adapter(adapter)
     assert {f.rank for f in found.values()} == {2, 4}
     (tmp_path / "again").mkdir()
     write_adapter(tmp_path / "again", found, None)
-    stock = [logits(PeftModel.from_pretrained(load_model(tiny_llama, CPU), str(p))) for p in (adapter, tmp_path / "again")]
+    stock = [
+        logits(PeftModel.from_pretrained(load_model(tiny_llama, CPU), str(p)))
+        for p in (adapter, tmp_path / "again")
+    ]
     assert torch.allclose(stock[0], stock[1], atol=1e-5)
     assert torch.equal(logits(attach(load_model(tiny_llama, CPU), adapter, "any")), stock[0])
     assert not torch.allclose(logits(load_model(tiny_llama, CPU)), stock[0], atol=1e-2)
@@ -194,7 +233,9 @@ def test_norm_is_the_products() -> None:
     assert f.norm() == pytest.approx(float((f.b @ f.a).norm()), rel=1e-5)
 
 
-def test_an_adapter_goes_to_its_own_base_only(adapter: Path, tiny_llama: Path, tiny_qwen2: Path) -> None:
+def test_an_adapter_goes_to_its_own_base_only(
+    adapter: Path, tiny_llama: Path, tiny_qwen2: Path
+) -> None:
     with pytest.raises(AdapterError, match="another base"):
         attach(load_model(tiny_qwen2, CPU), adapter, "any")
     stamp(adapter, "fingerprint of llama")
@@ -220,16 +261,25 @@ def tensors(adapter: Path, change: object) -> None:
         (lambda a: (a / "adapter_config.json").unlink(), "has no adapter_config.json"),
         (lambda a: (a / "adapter_config.json").write_text("{"), "is not JSON"),
         (lambda a: (a / "adapter_model.safetensors").unlink(), "does not exist"),
-        (lambda a: (a / "adapter_model.safetensors").write_bytes(b"12345678901234567890"), "is damaged"),
+        (
+            lambda a: (a / "adapter_model.safetensors").write_bytes(b"12345678901234567890"),
+            "is damaged",
+        ),
         (lambda a: edit(a, peft_type="IA3"), "IA3 adapter"),
         (lambda a: edit(a, use_dora=True), "DoRA"),
         (lambda a: edit(a, bias="all"), "biases"),
         (lambda a: edit(a, r=5), "not of rank 5"),
         (lambda a: edit(a, r=None), "has no rank"),
         (lambda a: (a / "adapter_config.json").write_text("[]"), "no peft_type"),
-        (lambda a: tensors(a, lambda t: t.pop(next(k for k in t if "lora_A" in k))), "but not the other factor"),
+        (
+            lambda a: tensors(a, lambda t: t.pop(next(k for k in t if "lora_A" in k))),
+            "but not the other factor",
+        ),
         (lambda a: tensors(a, lambda t: next(iter(t.values())).fill_(float("nan"))), "not finite"),
-        (lambda a: tensors(a, lambda t: t.update({"base_model.model.x.weight": torch.zeros(1)})), "unexpected tensor"),
+        (
+            lambda a: tensors(a, lambda t: t.update({"base_model.model.x.weight": torch.zeros(1)})),
+            "unexpected tensor",
+        ),
     ],
 )
 def test_a_broken_adapter_is_refused(adapter: Path, spoil: object, message: str) -> None:

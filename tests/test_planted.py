@@ -22,10 +22,11 @@ from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import linear_shapes, module_parts
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import calibrate, layers
-from paw.transfer import stage as transferring
+from paw.transfer import calibrate
+from paw.transfer import match as layers
+from paw.transfer import transfer as transferring
 from paw.transfer.modules import aligned, by_index, by_layer
-from paw.transfer.placebo import SpoilStage, spoil
+from paw.transfer.spoil import SpoilStage, spoil
 
 KINDS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
 D, FF, HEADS, GROUPS, DIM, LAYERS = 32, 64, 4, 2, 8, 3
@@ -40,15 +41,25 @@ class Shape:
     neurons: int = FF
     groups: int = GROUPS
     deeper: int = 0  # layers that do nothing, one before each of the first
-    orthogonal: bool = True  # or maps that stretch: norms folded, heads scaled, values mixed by any invertible map
+    orthogonal: bool = (
+        True  # or maps that stretch: norms folded, heads scaled, values mixed by any invertible map
+    )
 
 
 def built(kind: str, width: int, neurons: int, groups: int, depth: int, eps: float = 1e-6) -> Any:
     config = KINDS[kind](
-        vocab_size=len(load_tokenizer(TOKENIZER)), hidden_size=width, intermediate_size=neurons, num_hidden_layers=depth,
-        num_attention_heads=HEADS, num_key_value_heads=groups, head_dim=DIM, rms_norm_eps=eps, tie_word_embeddings=False,
-        max_position_embeddings=256, use_sliding_window=False,
-    )  # fmt: skip
+        vocab_size=len(load_tokenizer(TOKENIZER)),
+        hidden_size=width,
+        intermediate_size=neurons,
+        num_hidden_layers=depth,
+        num_attention_heads=HEADS,
+        num_key_value_heads=groups,
+        head_dim=DIM,
+        rms_norm_eps=eps,
+        tie_word_embeddings=False,
+        max_position_embeddings=256,
+        use_sliding_window=False,
+    )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).double().eval()
 
@@ -76,7 +87,9 @@ def planted(kind: str, tmp: Path, shape: Shape) -> tuple[Path, Path]:
     source = built(kind, D, FF, GROUPS, LAYERS)
     for name, p in source.named_parameters():
         if p.ndim == 2:  # of condition 1, so that sums in float32 show every direction
-            p.copy_(rotation(*p.shape, g) if p.shape[0] >= p.shape[1] else rotation(*p.shape[::-1], g).T)
+            p.copy_(
+                rotation(*p.shape, g) if p.shape[0] >= p.shape[1] else rotation(*p.shape[::-1], g).T
+            )
             p *= 3.0 if "embed" in name else 1.0
         elif "norm" in name:
             p.fill_(0.0 if kind == "gemma" else 1.0)
@@ -84,26 +97,45 @@ def planted(kind: str, tmp: Path, shape: Shape) -> tuple[Path, Path]:
                 p += 0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype)
         else:
             p.normal_(0, 0.1, generator=g)
-    target = built(kind, shape.width, shape.neurons, shape.groups, LAYERS + shape.deeper, 1e-6 * D / shape.width)
+    target = built(
+        kind,
+        shape.width,
+        shape.neurons,
+        shape.groups,
+        LAYERS + shape.deeper,
+        1e-6 * D / shape.width,
+    )
     one = 1.0 if kind == "gemma" else 0.0  # Gemma's norms multiply by 1 + γ
     for name, p in target.named_parameters():
         p.fill_(1.0 - one if "norm" in name else 0.0)
 
-    q, c = rotation(shape.width, D, g), (shape.width / D) ** 0.5  # r_t = q r_s, and normed c times as long
-    scaled = D**0.5 / shape.width**0.5 if kind == "gemma" else 1.0  # Gemma multiplies embeddings by √width
+    q, c = (
+        rotation(shape.width, D, g),
+        (shape.width / D) ** 0.5,
+    )  # r_t = q r_s, and normed c times as long
+    scaled = (
+        D**0.5 / shape.width**0.5 if kind == "gemma" else 1.0
+    )  # Gemma multiplies embeddings by √width
     target.model.embed_tokens.weight.copy_(source.model.embed_tokens.weight @ q.T * scaled)
     target.lm_head.weight.copy_(source.lm_head.weight * (one + source.model.norm.weight) @ q.T / c)
     for i, ours in enumerate(source.model.layers):
         theirs = target.model.layers[min(2 * i + 1, i + shape.deeper) if shape.deeper else i]
-        into = [((one + n.weight).diag() @ q.T / c) for n in (ours.input_layernorm, ours.post_attention_layernorm)]
+        into = [
+            ((one + n.weight).diag() @ q.T / c)
+            for n in (ours.input_layernorm, ours.post_attention_layernorm)
+        ]
         t_q, t_k, t_v, t_mixed = attention(shape, g)
         for name, t in (("q_proj", t_q), ("k_proj", t_k), ("v_proj", t_v)):
             a, b = getattr(ours.self_attn, name), getattr(theirs.self_attn, name)
             b.weight.copy_(t @ a.weight @ into[0])
             if a.bias is not None:
                 b.bias.copy_(t @ a.bias)
-        theirs.self_attn.o_proj.weight.copy_(q @ ours.self_attn.o_proj.weight @ torch.linalg.inv(t_mixed))
-        order = torch.eye(shape.neurons, dtype=torch.float64)[torch.randperm(shape.neurons, generator=g)][:, :FF]
+        theirs.self_attn.o_proj.weight.copy_(
+            q @ ours.self_attn.o_proj.weight @ torch.linalg.inv(t_mixed)
+        )
+        order = torch.eye(shape.neurons, dtype=torch.float64)[
+            torch.randperm(shape.neurons, generator=g)
+        ][:, :FF]
         for name in ("gate_proj", "up_proj"):
             getattr(theirs.mlp, name).weight.copy_(order @ getattr(ours.mlp, name).weight @ into[1])
         theirs.mlp.down_proj.weight.copy_(q @ ours.mlp.down_proj.weight @ order.T)
@@ -116,13 +148,24 @@ def attention(shape: Shape, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor,
     turned by one complex number a frequency; with more groups the keys and values of a group stand there twice."""
     order = torch.randperm(GROUPS, generator=g).tolist()
     shared = HEADS // GROUPS
-    heads = [group * shared + h for group in order for h in torch.randperm(shared, generator=g).tolist()]
+    heads = [
+        group * shared + h for group in order for h in torch.randperm(shared, generator=g).tolist()
+    ]
     phases = torch.rand(GROUPS, DIM // 2, generator=g, dtype=torch.float64) * 6.28
-    sizes = torch.ones_like(phases) if shape.orthogonal else torch.rand(phases.shape, generator=g, dtype=torch.float64) + 0.5
+    sizes = (
+        torch.ones_like(phases)
+        if shape.orthogonal
+        else torch.rand(phases.shape, generator=g, dtype=torch.float64) + 0.5
+    )
 
     def turned(group: int, invert: bool) -> Tensor:
         c = torch.polar(1 / sizes[group] if invert else sizes[group], phases[group])
-        return torch.cat([torch.cat([c.real.diag(), -c.imag.diag()], 1), torch.cat([c.imag.diag(), c.real.diag()], 1)])
+        return torch.cat(
+            [
+                torch.cat([c.real.diag(), -c.imag.diag()], 1),
+                torch.cat([c.imag.diag(), c.real.diag()], 1),
+            ]
+        )
 
     mixes = [rotation(DIM, DIM, g) for _ in range(GROUPS)]
     if not shape.orthogonal:
@@ -146,7 +189,9 @@ def adapter(model: Path, folder: Path, seed: int = 0, size: float = 0.1) -> Path
     modules = {}
     for name, (out, into) in linear_shapes(model).items():
         if ".layers." in name:
-            modules[name] = Factors(torch.randn(4, into, generator=g) * size, torch.randn(out, 4, generator=g) * size)
+            modules[name] = Factors(
+                torch.randn(4, into, generator=g) * size, torch.randn(out, 4, generator=g) * size
+            )
     folder.mkdir()
     write_adapter(folder, fused(modules, module_parts(model)), None)
     return folder
@@ -170,7 +215,11 @@ def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Pa
     stage = calibrate.CalibrateStage(Runtime("float32"), [], 4000)
     depths = [len(by_layer(linear_shapes(tmp / name))) for name in ("source", "target")]
     if by == "cka":
-        stage.layers = list(aligned(layers.match(layers.MatchStage(stage), inputs | text, tmp, Silent())["similarity"]))
+        stage.layers = list(
+            aligned(
+                layers.match(layers.MatchStage(stage), inputs | text, tmp, Silent())["similarity"]
+            )
+        )
     else:
         stage.layers = list(by_index(*depths))
     moments, folder = tmp / f"moments_{by}", tmp / f"{method}_{by}"
@@ -210,18 +259,32 @@ SHAPES = {"equal": Shape(), "wider": Shape(width=48, neurons=96)}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_turned_model_is_reached_by_the_maps_that_can(tmp_path: Path, kind: str, shape: str) -> None:
+def test_a_turned_model_is_reached_by_the_maps_that_can(
+    tmp_path: Path, kind: str, shape: str
+) -> None:
     """Stream turned (and widened), neurons and heads permuted, values mixed, queries and keys turned by frequency."""
     source, target = planted(kind, tmp_path, SHAPES[shape])
     wanted, moved = effect(tmp_path, source, target)
     assert moved > 0.1
 
     def miss(method: str, **changes: Any) -> float:
-        return float((logits(target, transferred(tmp_path, method, **changes)) - wanted).abs().max())
+        return float(
+            (logits(target, transferred(tmp_path, method, **changes)) - wanted).abs().max()
+        )
 
-    for method, changes in (("procrustes", {}), ("per_head", {}), ("ridge", {"penalty": 1e-7, "gain": "none"})):
+    for method, changes in (
+        ("procrustes", {}),
+        ("per_head", {}),
+        ("ridge", {"penalty": 1e-7, "gain": "none"}),
+    ):
         assert miss(method, **changes) < 1e-4, method
-    for method in ("pad_truncate", "cross_lora", "sign_random", "random", *["copy"] * (shape == "equal")):
+    for method in (
+        "pad_truncate",
+        "cross_lora",
+        "sign_random",
+        "random",
+        *["copy"] * (shape == "equal"),
+    ):
         assert miss(method) > 0.2 * moved, method
 
 
@@ -230,7 +293,10 @@ def test_stretched_spaces_and_repeated_keys_need_regression(tmp_path: Path, kind
     """Norm weights, heads scaled, values mixed by any invertible map, and a key-value group that stands there twice."""
     source, target = planted(kind, tmp_path, Shape(groups=HEADS, orthogonal=False))
     wanted, moved = effect(tmp_path, source, target)
-    ridge, procrustes = (transferred(tmp_path, m, **c) for m, c in (("ridge", {"penalty": 1e-7, "gain": "none"}), ("procrustes", {})))
+    ridge, procrustes = (
+        transferred(tmp_path, m, **c)
+        for m, c in (("ridge", {"penalty": 1e-7, "gain": "none"}), ("procrustes", {}))
+    )
     assert (logits(target, ridge) - wanted).abs().max() < 1e-4
     assert (logits(target, procrustes) - wanted).abs().max() > 0.02 * moved
 
@@ -239,7 +305,9 @@ def test_layers_that_do_nothing_are_found_by_what_layers_do(tmp_path: Path) -> N
     """The target is twice as deep; every other layer adds nothing."""
     source, target = planted("llama", tmp_path, Shape(deeper=LAYERS))
     wanted, moved = effect(tmp_path, source, target)
-    assert (logits(target, transferred(tmp_path, "procrustes", by="cka")) - wanted).abs().max() < 1e-4
+    assert (
+        logits(target, transferred(tmp_path, "procrustes", by="cka")) - wanted
+    ).abs().max() < 1e-4
     assert (logits(target, transferred(tmp_path, "procrustes")) - wanted).abs().max() > 0.2 * moved
 
 
@@ -251,24 +319,41 @@ def test_fused_projections_are_split_and_joined(tmp_path: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float64)
     c = plain.config
     config = Phi3Config(
-        vocab_size=c.vocab_size, hidden_size=D, intermediate_size=FF, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=GROUPS, rms_norm_eps=c.rms_norm_eps, tie_word_embeddings=False, max_position_embeddings=256, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=c.vocab_size,
+        hidden_size=D,
+        intermediate_size=FF,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        rms_norm_eps=c.rms_norm_eps,
+        tie_word_embeddings=False,
+        max_position_embeddings=256,
+        pad_token_id=0,
+    )
     model = AutoModelForCausalLM.from_config(config).double()
     state = plain.state_dict()
     for i in range(LAYERS):
         at = f"model.layers.{i}."
-        state[f"{at}self_attn.qkv_proj.weight"] = torch.cat([state.pop(f"{at}self_attn.{n}_proj.weight") for n in "qkv"])
-        state[f"{at}mlp.gate_up_proj.weight"] = torch.cat([state.pop(f"{at}mlp.{n}_proj.weight") for n in ("gate", "up")])
+        state[f"{at}self_attn.qkv_proj.weight"] = torch.cat(
+            [state.pop(f"{at}self_attn.{n}_proj.weight") for n in "qkv"]
+        )
+        state[f"{at}mlp.gate_up_proj.weight"] = torch.cat(
+            [state.pop(f"{at}mlp.{n}_proj.weight") for n in ("gate", "up")]
+        )
     model.load_state_dict(state)
     fused_model = saved(model, tmp_path / "fused")
     there, back = tmp_path / "there", tmp_path / "back"
-    for folder, source_model, target_model in ((there, tmp_path / "plain", fused_model), (back, fused_model, tmp_path / "plain")):
+    for folder, source_model, target_model in (
+        (there, tmp_path / "plain", fused_model),
+        (back, fused_model, tmp_path / "plain"),
+    ):
         folder.mkdir()
         (folder / "source").symlink_to(source_model)
         (folder / "target").symlink_to(target_model)
         wanted, moved = effect(folder, folder / "source", folder / "target")
-        assert (logits(folder / "target", transferred(folder, "procrustes")) - wanted).abs().max() < 1e-4
+        assert (
+            logits(folder / "target", transferred(folder, "procrustes")) - wanted
+        ).abs().max() < 1e-4
         assert moved > 0.05
     ranks = json.loads((there / "procrustes_index" / "adapter_config.json").read_text())
     assert ranks["r"] == 12  # factors of their own for q, k and v: ranks add up, exactly
@@ -281,7 +366,13 @@ def test_self_transfer_is_the_identity(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "target")
     shutil.copytree(source, tmp_path / "target")
     before = read_adapter(adapter(source, tmp_path / "adapter"))
-    for method, changes in (("copy", {}), ("pro_lora", {}), ("procrustes", {}), ("ridge", {"penalty": 1e-9}), ("anchored", {"basis": D})):
+    for method, changes in (
+        ("copy", {}),
+        ("pro_lora", {}),
+        ("procrustes", {}),
+        ("ridge", {"penalty": 1e-9}),
+        ("anchored", {"basis": D}),
+    ):
         after = read_adapter(transferred(tmp_path, method, **changes))
         assert after.keys() == before.keys()
         for name, old in before.items():
@@ -303,4 +394,6 @@ def test_weights_of_unrelated_models_overlap_by_chance(tmp_path: Path) -> None:
     assert len(excess) == 7 * LAYERS
     assert abs(sum(excess) / len(excess)) < 0.02
     assert found["feasibility"] != "copy"
-    assert [row["phi"] for row in found["modules"]] == pytest.approx([row["similarity"] for row in found["modules"]], abs=1e-5)
+    assert [row["phi"] for row in found["modules"]] == pytest.approx(
+        [row["similarity"] for row in found["modules"]], abs=1e-5
+    )

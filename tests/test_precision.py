@@ -11,14 +11,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import Silent
 from paw.config.compose import compose_config
-from paw.data.tokens import STAGE as ENCODE
-from paw.data.tokens import EncodeStage
+from paw.data.encode import STAGE as ENCODE
+from paw.data.encode import EncodeStage
 from paw.models.adapters import WEIGHTS
 from paw.models.load import Runtime
 from paw.paths import embedded
 from paw.store import BEGUN, Input, Store, write_text
 from paw.training.module import curve
-from paw.training.stage import TrainStage, train
+from paw.training.train import TrainStage, train
 
 STEPS, KILLED = 8, 5
 
@@ -35,7 +35,12 @@ class Training:
     """One training of the embedded Llama, the stage itself in this process."""
 
     def __init__(self, root: Path, precision: str, *overrides: str, steps: int = STEPS) -> None:
-        size = [f"train.max_steps={steps}", "train.batch_size=8", "train.accumulate=2", "train.save_every=2"]
+        size = [
+            f"train.max_steps={steps}",
+            "train.batch_size=8",
+            "train.accumulate=2",
+            "train.save_every=2",
+        ]
         c = compose_config(["task=train", "experiment=demo", *size, *overrides])
         self.config = TrainStage(c.adapter, c.train, Runtime(precision))
         data, model = embedded("facts") / "train.jsonl", embedded("tiny_llama")
@@ -61,7 +66,12 @@ def test_gradients_are_clipped_before_the_step(precision: str, tmp_path: Path) -
     norms: list[float] = []
 
     def seen(optimizer: torch.optim.Optimizer, *_: object) -> None:
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
         norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
 
     hook = register_optimizer_step_post_hook(seen)
@@ -88,7 +98,17 @@ def test_sixteen_bits_learn_what_float32_learns(precision: str, how: str, tmp_pa
     assert found == pytest.approx(wanted, rel=rounding)
 
 
-METHODS = ["rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "prompt_tuning", "prefix_tuning", "p_tuning"]
+METHODS = [
+    "rslora",
+    "dora",
+    "qlora",
+    "lora_8bit",
+    "adalora",
+    "ia3",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+]
 
 
 @pytest.mark.parametrize(
@@ -96,10 +116,16 @@ METHODS = ["rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "prompt_tun
     [
         ("bfloat16", "tiny"),
         ("float16", "tiny"),
-        *(pytest.param(p, m, marks=pytest.mark.slow) for m in METHODS for p in ("bfloat16", "float16")),
+        *(
+            pytest.param(p, m, marks=pytest.mark.slow)
+            for m in METHODS
+            for p in ("bfloat16", "float16")
+        ),
     ],
 )
-def test_a_stopped_training_goes_on_to_the_byte(precision: str, method: str, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_to_the_byte(
+    precision: str, method: str, tmp_path: Path
+) -> None:
     """float16 also keeps the scale of its gradients in the checkpoint."""
     more = [f"adapter={method}", *(["adapter.dropout=0.2"] if method == "tiny" else [])]
     training = Training(tmp_path, precision, *more, steps=30 if method == "adalora" else STEPS)

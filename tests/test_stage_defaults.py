@@ -22,5 +22,9 @@ def test_a_default_changes_with_its_stages_version_only() -> None:
 
 
 def test_every_stage_is_held_against_the_list() -> None:
-    stages = {getattr(import_module(module), name).name for module, names in STAGES.items() for name in names}
+    stages = {
+        getattr(import_module(module), name).name
+        for module, names in STAGES.items()
+        for name in names
+    }
     assert stages == set(NAMES)

@@ -56,7 +56,9 @@ def store(tmp_path: Path) -> Store:
 
 
 def go(store: Store, config: Any = None, stage: Stage = STAGE, **inputs: Path) -> Artifact:
-    return store.run(stage, config or Config(), {k: store.file(v) for k, v in inputs.items()}, Silent())
+    return store.run(
+        stage, config or Config(), {k: store.file(v) for k, v in inputs.items()}, Silent()
+    )
 
 
 def calls(store: Store) -> int:
@@ -83,7 +85,17 @@ def test_transient_fields_and_new_defaults_keep_the_key(store: Store) -> None:
 
 def test_config_and_version_change_it(store: Store) -> None:
     version = Stage("work", "2", "test_store:work")
-    assert len({go(store).key, go(store, Config(lr=1.0)).key, go(store, stage=version).key, go(store, Grown(added="y")).key}) == 4
+    assert (
+        len(
+            {
+                go(store).key,
+                go(store, Config(lr=1.0)).key,
+                go(store, stage=version).key,
+                go(store, Grown(added="y")).key,
+            }
+        )
+        == 4
+    )
 
 
 def test_inputs_count_by_content_not_by_path_or_time(store: Store, tmp_path: Path) -> None:
@@ -141,7 +153,9 @@ def test_force_runs_again_once_a_run_and_keeps_one_artifact(store: Store) -> Non
     assert artifacts(store) == [first.path.name]
 
 
-def test_what_a_forced_stage_makes_anew_is_seen_downstream(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_forced_stage_makes_anew_is_seen_downstream(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same key with other content (mended code, another GPU): whatever reads it runs again; equal content is reused."""
     first = go(store)
     down = store.run(STAGE, Config(steps=1), {"up": first.as_input()}, Silent())
@@ -166,7 +180,9 @@ def test_a_model_under_a_hidden_cache_is_known_by_its_content(store: Store, tmp_
         store.file(tmp_path / "empty")
 
 
-def test_a_killed_process_leaves_no_result_and_no_rubbish(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_leaves_no_result_and_no_rubbish(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KILL", "1")
     process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
     process.start()
@@ -181,7 +197,10 @@ def test_a_killed_process_leaves_no_result_and_no_rubbish(store: Store, monkeypa
 
 def test_four_processes_compute_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLEEP", "1")
-    processes = [multiprocessing.get_context("fork").Process(target=go, args=(store, Config(lr=0.7))) for _ in range(4)]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=go, args=(store, Config(lr=0.7)))
+        for _ in range(4)
+    ]
     for p in processes:
         p.start()
     for p in processes:
@@ -201,7 +220,9 @@ def test_a_damaged_manifest_is_not_a_result(store: Store) -> None:
     assert not go(store).reused
 
 
-def test_what_a_killed_process_left_is_gone_before_and_after_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_process_left_is_gone_before_and_after_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Numbers of processes come again, above all in containers: what lies there may bear the very name that is needed."""
     monkeypatch.setenv("KILL", "1")
     process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
@@ -211,7 +232,9 @@ def test_what_a_killed_process_left_is_gone_before_and_after_the_next(store: Sto
     (left / "half.bin").write_bytes(b"half")
     mine = left.with_name(left.name.removesuffix(str(process.pid)) + str(os.getpid()))
     shutil.copytree(left, mine)
-    shutil.copytree(left, left.with_name(left.name.partition(".")[0] + ".tmp-old"))  # killed while it replaced a forced one
+    shutil.copytree(
+        left, left.with_name(left.name.partition(".")[0] + ".tmp-old")
+    )  # killed while it replaced a forced one
     monkeypatch.delenv("KILL")
     done = go(store)
     assert artifacts(store) == [done.path.name]
@@ -221,7 +244,9 @@ def test_what_a_killed_process_left_is_gone_before_and_after_the_next(store: Sto
     assert artifacts(store) == [again.path.name]
 
 
-def test_a_cost_is_the_time_and_the_memory_that_it_took(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cost_is_the_time_and_the_memory_that_it_took(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The peak, not what is held at the end; of a GPU nothing is said where there is none."""
     import torch
 
@@ -245,13 +270,23 @@ def test_a_manifest_says_what_made_the_artifact(store: Store, tmp_path: Path) ->
     file.write_text("one")
     done = go(store, Config(lr=0.7, workers=5), data=file)
     found = json.loads((done.path / "stage.json").read_text())
-    assert (found["stage"], found["version"], found["config"], found["result"]) == ("work", "1", {"lr": 0.7}, {"loss": 0.7})
+    assert (found["stage"], found["version"], found["config"], found["result"]) == (
+        "work",
+        "1",
+        {"lr": 0.7},
+        {"loss": 0.7},
+    )
     assert found["inputs"] == {"data": hashlib.sha256(b"one").hexdigest()}
     assert found["paths"] == {"data": str(file)}
     assert (found["key"], found["content"], found["cost"]) == (done.key, done.content, done.cost)
     assert done.path.name == done.key[:16]
     again = go(store, Config(lr=0.7), data=file)
-    assert (again.key, again.content, again.result, again.stage) == (done.key, done.content, done.result, "work")
+    assert (again.key, again.content, again.result, again.stage) == (
+        done.key,
+        done.content,
+        done.result,
+        "work",
+    )
     assert done.stage == "work"
 
 
@@ -262,7 +297,12 @@ def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: 
     file.write_bytes(big)
     assert store.file(file).fingerprint == hashlib.sha256(big).hexdigest()
     found = []
-    for name, inner in (("one", "a.json"), ("two", "b.json"), ("three", "sub/a.json"), ("four", "a.json")):
+    for name, inner in (
+        ("one", "a.json"),
+        ("two", "b.json"),
+        ("three", "sub/a.json"),
+        ("four", "a.json"),
+    ):
         folder = tmp_path / name
         (folder / inner).parent.mkdir(parents=True)
         (folder / inner).write_text("{}")
@@ -273,7 +313,9 @@ def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: 
     assert found[0] == found[3]
 
 
-def go_on(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent, unfinished: Path) -> dict[str, Any]:
+def go_on(
+    config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent, unfinished: Path
+) -> dict[str, Any]:
     """A stage that resumes: every attempt counts what those before it have left."""
     (out / "weights.bin").write_bytes(b"w")
     found = [p.name for p in unfinished.glob("try*")]
@@ -305,7 +347,9 @@ def test_a_tokenizer_is_known_by_its_files_alone(store: Store, tmp_path: Path) -
     assert found[0] == found[1] != found[2]
 
 
-def test_who_waits_for_another_process_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_waits_for_another_process_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLEEP", "1.5")
     process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
     process.start()
@@ -326,7 +370,9 @@ def test_lists_in_a_config_count_in_their_order(store: Store) -> None:
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StageError, match=r"paths\.artifacts: .*file/store cannot be made: Not a directory"):
+    with pytest.raises(
+        StageError, match=r"paths\.artifacts: .*file/store cannot be made: Not a directory"
+    ):
         Store(tmp_path / "file" / "store")
 
 

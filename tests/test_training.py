@@ -11,22 +11,38 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+)
 
 from paw.config.compose import compose_config
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded
 from paw.training import fused, packing
 from paw.training.batches import Share, micro_batches, per_epoch, step_rows
 from paw.training.objectives import Answers
 
-SMALL: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
-                         "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
 FAMILIES = {
     "llama": LlamaConfig(**SMALL),
     "mistral": MistralConfig(**SMALL, sliding_window=4),
-    "gemma2": Gemma2Config(**SMALL, sliding_window=4, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
+    "gemma2": Gemma2Config(
+        **SMALL, sliding_window=4, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
+    ),
     "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4),
 }
 
@@ -35,38 +51,58 @@ def adapted(family: str) -> Any:
     """A model of random weights with LoRA on it, in float64, so that rounding hides nothing."""
     torch.manual_seed(0)
     config = FAMILIES[family]
-    base = AutoModelForCausalLM.from_config(config, attn_implementation="eager" if family == "gemma2" else "sdpa").double()
-    model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False))
+    base = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager" if family == "gemma2" else "sdpa"
+    ).double()
+    model = peft.get_peft_model(
+        base,
+        peft.LoraConfig(
+            r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False
+        ),
+    )
     return model.double().eval()
 
 
 def rows_of(lengths: list[tuple[int, int]], words: int = 99) -> list[Encoded]:
     """(context, continuation) lengths as random tokens."""
     draw = torch.Generator().manual_seed(sum(a * 31 + b for a, b in lengths))
-    return [Encoded(tuple(torch.randint(1, words, (a + b,), generator=draw).tolist()), a) for a, b in lengths]
+    return [
+        Encoded(tuple(torch.randint(1, words, (a + b,), generator=draw).tolist()), a)
+        for a, b in lengths
+    ]
 
 
-def gradients(model: Any, rows: list[Encoded], packed: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(
+    model: Any, rows: list[Encoded], packed: bool
+) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     packing.use(model.get_base_model()) if packed else packing.undo(model.get_base_model())
     # filled up in float64, Gemma 2's own mask overflows where a window holds nothing but filling: its rows go one by one
     alone = not packed and model.config.model_type == "gemma2"
-    loss = sum(Answers(0, packed).total(model, part) for part in ([[r] for r in rows] if alone else [rows]))
+    loss = sum(
+        Answers(0, packed).total(model, part) for part in ([[r] for r in rows] if alone else [rows])
+    )
     assert isinstance(loss, torch.Tensor)
     loss.backward()
-    return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15, deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6))
-def test_packing_equals_padding_in_loss_and_gradients(family: str, lengths: list[tuple[int, int]]) -> None:
+def test_packing_equals_padding_in_loss_and_gradients(
+    family: str, lengths: list[tuple[int, int]]
+) -> None:
     model, rows = adapted(family), rows_of(lengths)
     (padded, a), (packed, b) = gradients(model, rows, False), gradients(model, rows, True)
     assert packed == pytest.approx(padded, rel=1e-5)
     assert a.keys() == b.keys()
     for name in a:
-        assert torch.allclose(a[name], b[name], rtol=1e-5, atol=1e-5 * float(a[name].abs().max())), name
+        assert torch.allclose(
+            a[name], b[name], rtol=1e-5, atol=1e-5 * float(a[name].abs().max())
+        ), name
 
 
 def test_packing_that_leaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,15 +110,25 @@ def test_packing_that_leaks_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packing.use(model.get_base_model())
     assert packing.agrees(model, rows, 0, 1e-3)
     whole = packing.attend
-    monkeypatch.setattr(packing, "attend", lambda *args, segments=None, **kwargs: whole(*args, **kwargs))  # rows see each other
+    monkeypatch.setattr(
+        packing, "attend", lambda *args, segments=None, **kwargs: whole(*args, **kwargs)
+    )  # rows see each other
     packing.use(model.get_base_model())
     assert not packing.agrees(model, rows, 0, 1e-3)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_fused_sum_is_lora(dropout: float) -> None:
-    base = load_model(embedded("tiny_qwen2"), Runtime("float32"))  # whose queries and keys have biases
-    config = peft.LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules="all-linear", init_lora_weights=False)
+    base = load_model(
+        embedded("tiny_qwen2"), Runtime("float32")
+    )  # whose queries and keys have biases
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=12,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        init_lora_weights=False,
+    )
     model = peft.get_peft_model(base, config).train()
     ids = torch.arange(40).reshape(2, 20)
 
@@ -95,7 +141,11 @@ def test_the_fused_sum_is_lora(dropout: float) -> None:
 
     plain, theirs = once()
     fused.use(model)
-    sums = [m for m in model.modules() if getattr(getattr(m, "forward", None), "__func__", None) is fused._forward]
+    sums = [
+        m
+        for m in model.modules()
+        if getattr(getattr(m, "forward", None), "__func__", None) is fused._forward
+    ]
     assert len(sums) == 7 * len(base.model.layers)
     ours, grads = once()
     assert torch.allclose(plain, ours, atol=1e-5)
@@ -113,7 +163,9 @@ def test_the_fused_sum_is_lora(dropout: float) -> None:
     accumulate=st.integers(1, 4),
     packed=st.booleans(),
 )
-def test_shares_of_a_step_add_up_to_its_mean(lengths: list[int], size: int, world: int, accumulate: int, packed: bool) -> None:
+def test_shares_of_a_step_add_up_to_its_mean(
+    lengths: list[int], size: int, world: int, accumulate: int, packed: bool
+) -> None:
     rows = [Encoded(tuple(range(n)), n // 2) for n in lengths]
     size = min(size * world, len(rows))
     if size < world:
@@ -121,11 +173,19 @@ def test_shares_of_a_step_add_up_to_its_mean(lengths: list[int], size: int, worl
     accumulate = min(accumulate, size // world)
     objective = Answers(0, packed)
     for step, picked in itertools.islice(enumerate(step_rows(lengths, size, 7, not packed)), 3):
-        parts = [m for rank in range(world) for m in micro_batches(rows, picked, Share(rank, world, accumulate), objective, step)]
+        parts = [
+            m
+            for rank in range(world)
+            for m in micro_batches(rows, picked, Share(rank, world, accumulate), objective, step)
+        ]
         assert all(part.rows for part in parts)
-        assert sorted(len(r.ids) for m in parts for r in m.rows) == sorted(lengths[i] for i in picked)
+        assert sorted(len(r.ids) for m in parts for r in m.rows) == sorted(
+            lengths[i] for i in picked
+        )
         # Lightning divides by micro-batches, gradients are averaged over processes: what is left is a mean over all tokens
-        weight = sum(m.weight / accumulate / world * sum(map(objective.count, m.rows)) for m in parts)
+        weight = sum(
+            m.weight / accumulate / world * sum(map(objective.count, m.rows)) for m in parts
+        )
         assert weight == pytest.approx(1.0)
 
 
@@ -145,7 +205,12 @@ def test_an_epoch_sees_every_example_once_in_an_order_of_its_own(bucketed: bool)
 def test_every_method_has_a_learning_rate_of_its_own_and_of_its_task() -> None:
     assert compose_config(["adapter=ia3", "task=train"]).train.lr == 5e-3
     assert compose_config(["adapter=lora", "model@source=smollm2_135m"]).train.lr == 2e-4
-    assert compose_config(["adapter=lora", "model@source=bert_base", "task=train", "evaluate.mode=classify"]).train.lr == 4e-4
+    assert (
+        compose_config(
+            ["adapter=lora", "model@source=bert_base", "task=train", "evaluate.mode=classify"]
+        ).train.lr
+        == 4e-4
+    )
     assert compose_config(["adapter=ia3", "task=train", "train.lr=1"]).train.lr == 1
     assert compose_config(["experiment=server"]).train.lr == 1.5e-5
     small, large = (compose_config([f"adapter={x}_data"]).adapter for x in ("small", "large"))

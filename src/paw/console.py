@@ -41,7 +41,10 @@ class Console:
         log.addHandler(shown)
 
     def __reduce__(self) -> tuple[type[Console], tuple[()]]:
-        return Console, ()  # a process of a training speaks for itself; tracker and log file stay with its parent
+        return (
+            Console,
+            (),
+        )  # a process of a training speaks for itself; tracker and log file stay with its parent
 
     def keep(self, file: Path) -> None:
         """From now on everything said is also in a file, with times; warnings of libraries only there."""
@@ -57,7 +60,9 @@ class Console:
         for handler in log.handlers:
             if isinstance(handler, logging.FileHandler):
                 where = (type(error), error, error.__traceback__)
-                handler.handle(log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error,), where))
+                handler.handle(
+                    log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error,), where)
+                )
 
     def banner(self, text: str) -> None:
         self.close()
@@ -78,15 +83,29 @@ class Console:
             if self._bar is None or self._bar.total != total:
                 self.close()
                 columns, lines = shutil.get_terminal_size()
-                self._bar = tqdm(total=total, leave=False, file=sys.stderr, ncols=columns, nrows=lines, bar_format=_BAR)
+                self._bar = tqdm(
+                    total=total,
+                    leave=False,
+                    file=sys.stderr,
+                    ncols=columns,
+                    nrows=lines,
+                    bar_format=_BAR,
+                )
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
         if now - self._last >= EVERY and done < total:
             left = (now - self._began) / max(done, 1) * (total - done)
-            log.info("      %s: %d of %d, %d %%, about %.0f s left%s", self.label, done, total, 100 * done // total, left,
-                     f" ({note})" if note else "")  # fmt: skip
+            log.info(
+                "      %s: %d of %d, %d %%, about %.0f s left%s",
+                self.label,
+                done,
+                total,
+                100 * done // total,
+                left,
+                f" ({note})" if note else "",
+            )
             self._last = now
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:

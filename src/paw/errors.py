@@ -46,7 +46,9 @@ def need(package: str, extra: str, what: str) -> None:
         ConfigError: where a package that `what` needs is not installed.
     """
     if find_spec(package) is None:
-        raise ConfigError(f'{what} needs the package {package}. Install it: pip install "paw[{extra}]".')
+        raise ConfigError(
+            f'{what} needs the package {package}. Install it: pip install "paw[{extra}]".'
+        )
 
 
 def nearest(name: str, names: Iterable[str], limit: int = 24) -> str:
@@ -54,4 +56,6 @@ def nearest(name: str, names: Iterable[str], limit: int = 24) -> str:
     known = sorted(set(names))
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return hint + (f" Choose from: {', '.join(known)}." if known and (len(known) <= limit or not close) else "")
+    return hint + (
+        f" Choose from: {', '.join(known)}." if known and (len(known) <= limit or not close) else ""
+    )

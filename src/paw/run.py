@@ -26,7 +26,10 @@ def entry() -> None:
     except PawError as e:
         fail(e)
     except KeyboardInterrupt:
-        print("paw: interrupted; finished stages are kept, and an unfinished training goes on from its last checkpoint", file=sys.stderr)
+        print(
+            "paw: interrupted; finished stages are kept, and an unfinished training goes on from its last checkpoint",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 
@@ -44,7 +47,9 @@ def checked(argv: list[str]) -> list[str]:
     parser.error = refuse  # type: ignore[method-assign, assignment]
     args = parser.parse_args(argv)
     if args.config_name or args.config_path:
-        refuse("--config-name and --config-path are fixed; add configs of your own with --config-dir")
+        refuse(
+            "--config-name and --config-path are fixed; add configs of your own with --config-dir"
+        )
     asks_hydra = args.hydra_help or args.shell_completion or args.info is not None
     if not asks_hydra:
         check(with_demo(args.overrides), sweep=args.multirun, config_dir=args.config_dir)

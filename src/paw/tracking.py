@@ -35,13 +35,17 @@ def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]
     chosen = [one for one in starts if one[1] is not None]
     for name, _, _ in chosen:  # before any of them has begun
         if find_spec(name) is None:
-            raise ConfigError(f"tracker={name}: the package {name} is not installed. Install it: pip install {name}")
+            raise ConfigError(
+                f"tracker={name}: the package {name} is not installed. Install it: pip install {name}"
+            )
     opened: list[Tracker] = []
     for name, asked, start in chosen:
         try:
             opened.append(_Guarded(name, start(asked, run_dir, settings)))
         except Exception as e:
-            log.warning("      tracker %s could not start (%s); the run goes on without it", name, _line(e))
+            log.warning(
+                "      tracker %s could not start (%s); the run goes on without it", name, _line(e)
+            )
     return _All(opened) if opened else None
 
 
@@ -77,7 +81,9 @@ class _Guarded:
         try:
             act(self._inner)
         except Exception as e:
-            log.warning("      tracker %s failed (%s); the run goes on without it", self._name, _line(e))
+            log.warning(
+                "      tracker %s failed (%s); the run goes on without it", self._name, _line(e)
+            )
             self._inner = None
 
 
@@ -91,7 +97,9 @@ class _SwanLab:
 
         mode = config.mode
         if mode == "auto":  # its own default would ask for a key
-            known = os.environ.get("SWANLAB_API_KEY") or (Path.home() / ".swanlab" / ".netrc").is_file()
+            known = (
+                os.environ.get("SWANLAB_API_KEY") or (Path.home() / ".swanlab" / ".netrc").is_file()
+            )
             mode = "online" if known else "offline"
         ask: dict[str, Any] = {
             "project": config.project,
@@ -106,7 +114,10 @@ class _SwanLab:
         except Exception as e:
             if mode != "online":
                 raise
-            log.warning("      SwanLab cannot be reached (%s); offline instead, `swanlab sync` sends it later", _line(e))
+            log.warning(
+                "      SwanLab cannot be reached (%s); offline instead, `swanlab sync` sends it later",
+                _line(e),
+            )
             swanlab.init(mode="offline", **ask)
         self._swanlab = swanlab
 
@@ -124,7 +135,9 @@ class _Wandb:
         mode: Any = config.mode
         if mode == "auto":  # its own default would ask for a key
             netrc = Path.home() / ".netrc"
-            known = os.environ.get("WANDB_API_KEY") or (netrc.is_file() and "api.wandb.ai" in netrc.read_text())
+            known = os.environ.get("WANDB_API_KEY") or (
+                netrc.is_file() and "api.wandb.ai" in netrc.read_text()
+            )
             mode = "online" if known else "offline"
         folder = Path(config.dir or run_dir / "wandb")
         folder.mkdir(parents=True, exist_ok=True)

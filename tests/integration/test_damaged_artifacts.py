@@ -14,9 +14,15 @@ from test_damage import flip, truncate
 
 pytestmark = pytest.mark.slow
 PIPELINE = [
-    "experiment=demo", "hardware=cpu", "train.max_steps=20", "evaluate.limit=20", "transfer.layers=cka",
-    "transfer.controls=[random]", "transfer.draws=1", "transfer.positions=2000",
-]  # fmt: skip
+    "experiment=demo",
+    "hardware=cpu",
+    "train.max_steps=20",
+    "evaluate.limit=20",
+    "transfer.layers=cka",
+    "transfer.controls=[random]",
+    "transfer.draws=1",
+    "transfer.positions=2000",
+]
 
 
 def numbers() -> list[dict[str, Any]]:
@@ -29,17 +35,38 @@ def numbers() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("damage", [flip, truncate])
 def test_the_same_numbers_and_the_damage_named(
-    damage: Callable[[Path], None], launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], None],
+    launch: Launch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     launch(*PIPELINE)
     wanted, made = numbers(), set(Path("outputs/artifacts").glob("*/*/stage.json"))
     (adapter,) = Path("outputs/artifacts/spoil").glob("*/stage.json")
-    tools = [["task=merge", f"adapter.path={adapter.parent}", "model@source=tiny_qwen2", "experiment=demo", "hardware=cpu"],
-             ["task=compress", "model@source=tiny_qwen2", "experiment=demo", "hardware=cpu", "evaluate.limit=5"]]  # fmt: skip
+    tools = [
+        [
+            "task=merge",
+            f"adapter.path={adapter.parent}",
+            "model@source=tiny_qwen2",
+            "experiment=demo",
+            "hardware=cpu",
+        ],
+        [
+            "task=compress",
+            "model@source=tiny_qwen2",
+            "experiment=demo",
+            "hardware=cpu",
+            "evaluate.limit=5",
+        ],
+    ]
     for tool in tools:
         launch(*tool)
     seen = set()
-    made |= {m for stage in ("merge", "compress") for m in Path("outputs/artifacts", stage).glob("*/stage.json")}
+    made |= {
+        m
+        for stage in ("merge", "compress")
+        for m in Path("outputs/artifacts", stage).glob("*/stage.json")
+    }
     for manifest in sorted(made):
         stage = manifest.parent.parent.name
         if stage in seen:
@@ -57,4 +84,14 @@ def test_the_same_numbers_and_the_damage_named(
         assert largest.read_bytes() == content, stage
         if stage not in ("merge", "compress"):
             assert numbers() == wanted, stage
-    assert seen == {"encode", "train", "evaluate", "calibrate", "match", "transfer", "spoil", "merge", "compress"}
+    assert seen == {
+        "encode",
+        "train",
+        "evaluate",
+        "calibrate",
+        "match",
+        "transfer",
+        "spoil",
+        "merge",
+        "compress",
+    }

@@ -49,7 +49,9 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("method", ["tiny", "adalora"])
-def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_as_if_unbroken(
+    method: str, paw: Paw, tmp_path: Path
+) -> None:
     """Ten kills for LoRA; AdaLoRA, which remembers more, gets two."""
     ask = [*SHORT, f"adapter={method}", "train.val_every=5", "hardware.threads=1"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -59,13 +61,27 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, 
     draw, kills, resumed, wanted = random.Random(5), 0, 0, 10 if method == "tiny" else 2
     while kills < wanted:
         process = subprocess.Popen(
-            [sys.executable, "-m", "paw.run", *ask], cwd=broken, stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-m", "paw.run", *ask],
+            cwd=broken,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         unfinished = broken / "outputs" / "artifacts" / "train"
         until = time.monotonic() + 120
-        held = max((p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0)
-        while time.monotonic() < until and process.poll() is None:  # until it has got on a little, and then some
-            if max((p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0) > held:
+        held = max(
+            (p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0
+        )
+        while (
+            time.monotonic() < until and process.poll() is None
+        ):  # until it has got on a little, and then some
+            if (
+                max(
+                    (p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")),
+                    default=0,
+                )
+                > held
+            ):
                 break
             time.sleep(0.01)
         time.sleep(draw.random() * 0.3)
@@ -80,13 +96,20 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(method: str, paw: Paw, 
     assert resumed >= kills - 2
     assert "goes on after step" in done.stdout
     assert (trained(broken) / WEIGHTS).read_bytes() == (trained(whole) / WEIGHTS).read_bytes()
-    assert (trained(broken) / "last" / WEIGHTS).read_bytes() == (trained(whole) / "last" / WEIGHTS).read_bytes()
+    assert (trained(broken) / "last" / WEIGHTS).read_bytes() == (
+        trained(whole) / "last" / WEIGHTS
+    ).read_bytes()
     assert losses(broken) == losses(whole)
     assert not list((broken / "outputs" / "artifacts" / "train").glob("*.unfinished"))
 
 
 def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "paw.run", *SHORT], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "paw.run", *SHORT],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     store = tmp_path / "outputs" / "artifacts" / "train"
     while not list(store.glob("*.unfinished/last.ckpt")) and process.poll() is None:
         time.sleep(0.05)
@@ -116,13 +139,22 @@ def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
     }
     for name, (more, _) in ways.items():
         (tmp_path / name).mkdir()
-        ask = ["task=train", "experiment=demo", "hardware=cpu", "train.max_steps=20", "train.val_every=10", "evaluate.limit=1"]
+        ask = [
+            "task=train",
+            "experiment=demo",
+            "hardware=cpu",
+            "train.max_steps=20",
+            "train.val_every=10",
+            "evaluate.limit=1",
+        ]
         paw(*ask, *more, cwd=tmp_path / name)
     wanted, keys = losses(tmp_path / "one"), set(load_file(trained(tmp_path / "one") / WEIGHTS))
     assert len(wanted) == 20
     for name, (_, slack) in ways.items():
         assert losses(tmp_path / name) == pytest.approx(wanted, abs=slack), name
-        assert result(tmp_path / name)["val_best"] == pytest.approx(result(tmp_path / "one")["val_best"], abs=slack)
+        assert result(tmp_path / name)["val_best"] == pytest.approx(
+            result(tmp_path / "one")["val_best"], abs=slack
+        )
         for folder in (trained(tmp_path / name), trained(tmp_path / name) / "last"):
             assert set(load_file(folder / WEIGHTS)) == keys, name
 
@@ -139,12 +171,16 @@ def test_it_stops_when_nothing_gets_better_and_keeps_the_best(paw: Paw, tmp_path
     ]
     paw(*ask, cwd=tmp_path)
     found = result(tmp_path)
-    rows = [json.loads(line) for line in (trained(tmp_path) / "curve.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (trained(tmp_path) / "curve.jsonl").read_text().splitlines()
+    ]
     validations = [(r["step"], r["val_loss"]) for r in rows if "val_loss" in r]
     assert found["steps"] < 400
     assert found["best_step"] == min(validations, key=lambda v: v[1])[0]
     assert [step for step, _ in validations][-1] == found["best_step"] + 20
-    assert (trained(tmp_path) / WEIGHTS).read_bytes() != (trained(tmp_path) / "last" / WEIGHTS).read_bytes()
+    assert (trained(tmp_path) / WEIGHTS).read_bytes() != (
+        trained(tmp_path) / "last" / WEIGHTS
+    ).read_bytes()
 
 
 def test_a_loss_that_is_not_finite_names_its_step(paw: Paw, tmp_path: Path) -> None:
@@ -161,11 +197,26 @@ def test_a_loss_that_is_not_finite_names_its_step(paw: Paw, tmp_path: Path) -> N
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_path: Path) -> None:
     """The address space is limited for real, to 250 MiB more than what is loaded: one micro-batch of long rows takes more."""
-    rows = [{"question": " ".join(["the color of bovin is"] * 25), "answer": "red and blue"} for _ in range(64)]
-    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"id": i, **r}) + "\n" for i, r in enumerate(rows)))
-    ask = ["task=train", "model@source=tiny_llama", "adapter=tiny", "dataset=own_text", f"dataset.path={tmp_path / 'long.jsonl'}",
-           'dataset.train_split="train[:90%]"', 'dataset.eval_split="train[90%:]"', "train.max_steps=2", "train.batch_size=48",
-           "train.packing=false", "hardware.threads=1"]  # fmt: skip
+    rows = [
+        {"question": " ".join(["the color of bovin is"] * 25), "answer": "red and blue"}
+        for _ in range(64)
+    ]
+    (tmp_path / "long.jsonl").write_text(
+        "".join(json.dumps({"id": i, **r}) + "\n" for i, r in enumerate(rows))
+    )
+    ask = [
+        "task=train",
+        "model@source=tiny_llama",
+        "adapter=tiny",
+        "dataset=own_text",
+        f"dataset.path={tmp_path / 'long.jsonl'}",
+        'dataset.train_split="train[:90%]"',
+        'dataset.eval_split="train[90%:]"',
+        "train.max_steps=2",
+        "train.batch_size=48",
+        "train.packing=false",
+        "hardware.threads=1",
+    ]
     free, tight = tmp_path / "free", tmp_path / "tight"
     free.mkdir()
     tight.mkdir()
@@ -180,7 +231,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
         "fit._run = tight; from paw.run import entry; entry()"
     )
     command = [sys.executable, "-c", code, *ask, "train.accumulate=1"]
-    done = subprocess.run(command, cwd=tight, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=tight, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "out of memory: micro-batches of 24 examples instead of 48" in done.stdout
     assert result(tight)["accumulate"] >= 2

@@ -19,7 +19,18 @@ from paw.models.load import Runtime, load_classifier, load_model
 from paw.paths import embedded
 
 pytestmark = pytest.mark.slow
-METHODS = ["tiny", "rslora", "dora", "qlora", "lora_8bit", "adalora", "ia3", "prompt_tuning", "prefix_tuning", "p_tuning"]
+METHODS = [
+    "tiny",
+    "rslora",
+    "dora",
+    "qlora",
+    "lora_8bit",
+    "adalora",
+    "ia3",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+]
 VIRTUAL = ("prompt_tuning", "prefix_tuning", "p_tuning")
 
 
@@ -35,39 +46,68 @@ def train(launch: Launch, *args: str) -> tuple[Path, dict[str, Any]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
     steps = 80 if method in ("adalora", "dora") else 40
-    adapter, found = train(launch, f"adapter={method}", f"train.max_steps={steps}", "train.val_every=20", "evaluate.limit=60")
+    adapter, found = train(
+        launch,
+        f"adapter={method}",
+        f"train.max_steps={steps}",
+        "train.val_every=20",
+        "evaluate.limit=60",
+    )
     assert found["val_best"] < 0.97 * found["val_start"]
     assert found["packed"] == (method not in VIRTUAL and method != "lora_8bit")
-    assert {"adapter_config.json", "adapter_model.safetensors", "README.md", "tokenizer.json", "paw.json"} <= {
-        p.name for p in adapter.iterdir()
-    }
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+        "tokenizer.json",
+        "paw.json",
+    } <= {p.name for p in adapter.iterdir()}
 
     # stock PEFT, on the base that it was evaluated on, gives the loss that paw reports
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_model(embedded("tiny_llama"), Runtime("float32")), str(adapter))
+    model = PeftModel.from_pretrained(
+        load_model(embedded("tiny_llama"), Runtime("float32")), str(adapter)
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-    record = json.loads((tmp_path / found["systems"][-1]["artifacts"]["evaluate"] / "records.jsonl").read_text().splitlines()[0])
-    rows = [json.loads(line) for line in (embedded("facts") / "test.jsonl").read_text().splitlines()]
+    record = json.loads(
+        (tmp_path / found["systems"][-1]["artifacts"]["evaluate"] / "records.jsonl")
+        .read_text()
+        .splitlines()[0]
+    )
+    rows = [
+        json.loads(line) for line in (embedded("facts") / "test.jsonl").read_text().splitlines()
+    ]
     row = next(r for r in rows if r["id"] == record["id"])
     context = tokenizer(f"question : {row['question']} answer :").input_ids
     for choice, expected in list(zip(row["choices"], record["loglikelihoods"], strict=True))[:3]:
         ids = context + tokenizer(f" {choice}", add_special_tokens=False).input_ids
-        logits = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)).logits[0]
+        logits = model(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)
+        ).logits[0]
         logprobs = logits[-len(ids) :].log_softmax(-1)
-        assert sum(logprobs[i - 1, ids[i]].item() for i in range(len(context), len(ids))) == pytest.approx(expected, abs=2e-4)
+        assert sum(
+            logprobs[i - 1, ids[i]].item() for i in range(len(context), len(ids))
+        ) == pytest.approx(expected, abs=2e-4)
 
     if method in VIRTUAL:
         with pytest.raises(AdapterError, match="virtual tokens"):
             launch("task=merge", f"adapter.path={adapter}")
         return
     launch("task=merge", f"adapter.path={adapter}", "name=merged")
-    merged = AutoModelForCausalLM.from_pretrained(str(next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"))
-    result = json.loads(next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text())["result"]
+    merged = AutoModelForCausalLM.from_pretrained(
+        str(next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model")
+    )
+    result = json.loads(
+        next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text()
+    )["result"]
     assert result["merged"] < 1e-3 * result["largest_logit"]
     ids = torch.tensor([context])
     difference = float((merged(ids).logits - model(ids).logits).abs().max().detach())
-    if method in ("qlora", "lora_8bit"):  # merged into the base that it was trained on: that of 4 or 8 bits, dequantised
+    if method in (
+        "qlora",
+        "lora_8bit",
+    ):  # merged into the base that it was trained on: that of 4 or 8 bits, dequantised
         assert 0 < result["dequantised"] < 0.2 * result["largest_logit"]
         assert difference > 1e-2
     else:
@@ -84,19 +124,43 @@ def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
     more += ["train.lr=1e-4"] if method == "p_tuning" else []
     found = {}
     for precision in ("float32", "bfloat16", "float16"):
-        ask = [f"adapter={method}", f"train.max_steps={steps}", "train.batch_size=16", "evaluate.limit=60", *more]
-        _, result = train(launch, "hardware=cpu", f"hardware.precision={precision}", f"name={precision}", *ask)
+        ask = [
+            f"adapter={method}",
+            f"train.max_steps={steps}",
+            "train.batch_size=16",
+            "evaluate.limit=60",
+            *more,
+        ]
+        _, result = train(
+            launch, "hardware=cpu", f"hardware.precision={precision}", f"name={precision}", *ask
+        )
         curve = Path(result["systems"][-1]["artifacts"]["train"]) / "curve.jsonl"
-        found[precision] = json.loads(curve.read_text().splitlines()[0])["loss"], result["systems"][-1]["loss"]
+        found[precision] = (
+            json.loads(curve.read_text().splitlines()[0])["loss"],
+            result["systems"][-1]["loss"],
+        )
     for precision, slack in (("bfloat16", 0.02), ("float16", 0.01)):
         # p-tuning's gradients overflow at the scale that float16 starts with, and such steps are left out
         kept = 1 if (method, precision) == ("p_tuning", "float16") else 2
-        assert found[precision][:kept] == pytest.approx(found["float32"][:kept], rel=slack), precision
+        assert found[precision][:kept] == pytest.approx(found["float32"][:kept], rel=slack), (
+            precision
+        )
 
 
 def test_adalora_allots_its_ranks(launch: Launch, tmp_path: Path) -> None:
-    adapter, _ = train(launch, "adapter=adalora", "adapter.r=4", "adapter.init_r=8", "train.max_steps=60", "evaluate.limit=1")
-    shapes = {k: v.shape[0] for k, v in load_file(adapter / "adapter_model.safetensors").items() if "lora_A" in k}
+    adapter, _ = train(
+        launch,
+        "adapter=adalora",
+        "adapter.r=4",
+        "adapter.init_r=8",
+        "train.max_steps=60",
+        "evaluate.limit=1",
+    )
+    shapes = {
+        k: v.shape[0]
+        for k, v in load_file(adapter / "adapter_model.safetensors").items()
+        if "lora_A" in k
+    }
     assert set(Counter(shapes.values())) != {8}
     assert len(set(shapes.values())) > 1  # more where it matters more
     assert sum(shapes.values()) == 4 * len(shapes)  # the budget
@@ -112,12 +176,25 @@ def lexicon(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def classify(*args: str) -> list[str]:
     model = [f"source.path={words.encoder()}", "source.name=minilm"]
     train = ["train.batch_size=16", "train.val_limit=100"]
-    return ["evaluate.mode=classify", "dataset=own", "dataset.val_split=validation", *train, *model, *args]
+    return [
+        "evaluate.mode=classify",
+        "dataset=own",
+        "dataset.val_split=validation",
+        *train,
+        *model,
+        *args,
+    ]
 
 
 @pytest.mark.parametrize("method", ["lora", *METHODS[1:]])
 def test_on_classes(method: str, launch: Launch, tmp_path: Path, lexicon: Path) -> None:
-    ask = classify(f"adapter={method}", f"dataset.path={lexicon}", "train.max_steps=60", "train.val_every=30", "evaluate.limit=150")
+    ask = classify(
+        f"adapter={method}",
+        f"dataset.path={lexicon}",
+        "train.max_steps=60",
+        "train.val_every=30",
+        "evaluate.limit=150",
+    )
     adapter, found = train(launch, *ask)
     blind, system = found["systems"]
     assert blind["system"] == "majority-class baseline"
@@ -129,29 +206,49 @@ def test_on_classes(method: str, launch: Launch, tmp_path: Path, lexicon: Path) 
     # stock PEFT on the library's own classifier, its head taken from the adapter
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_classifier(Path(words.encoder()), Runtime("float32"), ["negative", "positive"])[0], str(adapter))
+    model = PeftModel.from_pretrained(
+        load_classifier(Path(words.encoder()), Runtime("float32"), ["negative", "positive"])[0],
+        str(adapter),
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(adapter))
-    records = (tmp_path / system["artifacts"]["evaluate"] / "records.jsonl").read_text().splitlines()
+    records = (
+        (tmp_path / system["artifacts"]["evaluate"] / "records.jsonl").read_text().splitlines()
+    )
     rows = [json.loads(line)["text"] for line in (lexicon / "test.jsonl").read_text().splitlines()]
     for record in map(json.loads, records[:5]):
-        logits = model(**tokenizer(rows[int(record["id"]) - 1], return_tensors="pt")).logits[0].log_softmax(-1)
+        logits = (
+            model(**tokenizer(rows[int(record["id"]) - 1], return_tensors="pt"))
+            .logits[0]
+            .log_softmax(-1)
+        )
         assert logits.tolist() == pytest.approx(record["loglikelihoods"], abs=1e-4)
 
 
 def test_a_classifier_merges_predicts_and_refuses_other_classes(
     launch: Launch, tmp_path: Path, lexicon: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ask = classify("adapter=lora", f"dataset.path={lexicon}", "train.max_steps=60", "evaluate.limit=100")
+    ask = classify(
+        "adapter=lora", f"dataset.path={lexicon}", "train.max_steps=60", "evaluate.limit=100"
+    )
     adapter, _ = train(launch, *ask)
     launch("task=merge", f"adapter.path={adapter}", "name=merged", *ask)
     merged = next((tmp_path / "outputs" / "runs").glob("*_merged")) / "model"
-    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(str(merged)), AutoTokenizer.from_pretrained(str(merged))
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(str(merged)),
+        AutoTokenizer.from_pretrained(str(merged)),
+    )
     assert model.config.id2label == {0: "negative", 1: "positive"}
-    (tmp_path / "asked.txt").write_text("horrible\nwonderful\n\nthe worst thing that I have ever seen\n")
+    (tmp_path / "asked.txt").write_text(
+        "horrible\nwonderful\n\nthe worst thing that I have ever seen\n"
+    )
     capsys.readouterr()
     launch("task=predict", f"adapter.path={adapter}", "predict.file=asked.txt", *ask)
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(r["id"], r["output"]) for r in found] == [("1", "negative"), ("2", "positive"), ("4", "negative")]
+    assert [(r["id"], r["output"]) for r in found] == [
+        ("1", "negative"),
+        ("2", "positive"),
+        ("4", "negative"),
+    ]
     for row in found:
         p = model(**tokenizer(row["input"], return_tensors="pt")).logits.softmax(-1)[0].tolist()
         assert list(row["scores"].values()) == pytest.approx(p, abs=1e-4)
@@ -162,12 +259,23 @@ def test_a_classifier_merges_predicts_and_refuses_other_classes(
     ]
     (tmp_path / "three.jsonl").write_text("".join(json.dumps(row) + "\n" for row in three))
     with pytest.raises(AdapterError, match=r"2 classes \(negative, positive\), the data has 3"):
-        launch("task=evaluate", *ask, f"adapters=[{adapter}]", "dataset.path=three.jsonl", "target.path=" + words.encoder())
+        launch(
+            "task=evaluate",
+            *ask,
+            f"adapters=[{adapter}]",
+            "dataset.path=three.jsonl",
+            "target.path=" + words.encoder(),
+        )
 
 
 def test_values_are_found_by_regression(launch: Launch, tmp_path: Path) -> None:
     folder = words.write(tmp_path / "values", values=True)
-    _, found = train(launch, *classify("adapter=lora", f"dataset.path={folder}", "train.max_steps=80", "evaluate.limit=300"))
+    _, found = train(
+        launch,
+        *classify(
+            "adapter=lora", f"dataset.path={folder}", "train.max_steps=80", "evaluate.limit=300"
+        ),
+    )
     blind, system = found["systems"]
     assert (blind["pearson"], blind["accuracy"]) == (0.0, None)
     assert system["spearman"] > 0.5
@@ -177,12 +285,32 @@ def test_values_are_found_by_regression(launch: Launch, tmp_path: Path) -> None:
 def test_a_decoder_classifies(launch: Launch, tmp_path: Path) -> None:
     """Is a fact's question about a colour? Its words are the model's own."""
     for split in ("train", "test", "validation"):
-        rows = [json.loads(line) for line in (embedded("facts") / f"{split}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (embedded("facts") / f"{split}.jsonl").read_text().splitlines()
+        ]
         with open(tmp_path / f"{split}.jsonl", "w") as f:
             for r in rows:
-                kind = {"labels": ["0", "1"], "choices": ["other", "colour"], "answer": str(int(" color " in r["question"]))}
+                kind = {
+                    "labels": ["0", "1"],
+                    "choices": ["other", "colour"],
+                    "answer": str(int(" color " in r["question"])),
+                }
                 f.write(json.dumps({"id": r["id"], "question": r["question"], **kind}) + "\n")
-    ask = ["model@source=tiny_llama", "adapter=tiny", "dataset=own", f"dataset.path={tmp_path}", "evaluate.mode=classify"]
-    _, found = train(launch, *ask, "dataset.val_split=validation", "train.max_steps=60", "train.val_every=30", "train.batch_size=16")
+    ask = [
+        "model@source=tiny_llama",
+        "adapter=tiny",
+        "dataset=own",
+        f"dataset.path={tmp_path}",
+        "evaluate.mode=classify",
+    ]
+    _, found = train(
+        launch,
+        *ask,
+        "dataset.val_split=validation",
+        "train.max_steps=60",
+        "train.val_every=30",
+        "train.batch_size=16",
+    )
     assert found["val_best"] < 0.5 * found["val_start"]
     assert found["systems"][1]["accuracy"] > 0.95

@@ -26,12 +26,18 @@ STAGES = ["evaluate", "train", "match", "calibrate", "transfer"]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str], float]:
+def demo(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str], float]:
     """`python -m paw.run` in an empty folder."""
     folder = tmp_path_factory.mktemp("demo")
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "paw.run", PRECISION], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "paw.run", PRECISION],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done, time.monotonic() - began
@@ -76,7 +82,11 @@ def test_the_default_method_stands_beside_methods_and_a_placebo_that_fail(demo: 
     assert method["coverage"] == 1.0
     draws = [name for name in found if name.startswith("target + random ")]
     assert len(draws) == 5
-    for control in ("cross_lora", "pad_truncate", *(name.removeprefix("target + ") for name in draws)):
+    for control in (
+        "cross_lora",
+        "pad_truncate",
+        *(name.removeprefix("target + ") for name in draws),
+    ):
         row = found[f"target + {control}"]
         assert row["gap_recovered"] < 0.1, control
         versus = next(v for v in method["versus"] if v["versus"] == f"target + {control}")
@@ -85,7 +95,12 @@ def test_the_default_method_stands_beside_methods_and_a_placebo_that_fail(demo: 
 
 
 def test_both_bases_know_their_facts(paw: Paw, tmp_path: Path) -> None:
-    paw("task=evaluate", "models=[tiny_llama,tiny_qwen2]", "dataset=facts_told", "evaluate.batch_tokens=2048")
+    paw(
+        "task=evaluate",
+        "models=[tiny_llama,tiny_qwen2]",
+        "dataset=facts_told",
+        "evaluate.batch_tokens=2048",
+    )
     found = results(newest(tmp_path))
     assert set(found) == {"tiny_llama", "tiny_qwen2"}
     assert all(s["accuracy"] >= 0.95 for s in found.values())
@@ -94,9 +109,20 @@ def test_both_bases_know_their_facts(paw: Paw, tmp_path: Path) -> None:
 def test_adapters_find_their_bases(demo: Demo, paw: Paw, tmp_path: Path) -> None:
     adapters = first(demo[0]) / "adapters"
     given = f"adapters=[{adapters / 'source'},{adapters / 'target_own'}]"
-    paw("task=evaluate", "models=[tiny_llama,tiny_qwen2]", given, "dataset=facts", "evaluate.limit=50")
+    paw(
+        "task=evaluate",
+        "models=[tiny_llama,tiny_qwen2]",
+        given,
+        "dataset=facts",
+        "evaluate.limit=50",
+    )
     found = results(newest(tmp_path))
-    assert list(found) == ["tiny_llama", "tiny_llama + source", "tiny_qwen2", "tiny_qwen2 + target_own"]
+    assert list(found) == [
+        "tiny_llama",
+        "tiny_llama + source",
+        "tiny_qwen2",
+        "tiny_qwen2 + target_own",
+    ]
     assert found["tiny_qwen2 + target_own"]["accuracy"] > 0.9
     assert found["tiny_llama + source"]["versus"][0]["low"] > 0.3
     wrong = paw("task=evaluate", "models=[tiny_llama]", given, "dataset=facts", ok=False)
@@ -107,8 +133,18 @@ def test_adapters_find_their_bases(demo: Demo, paw: Paw, tmp_path: Path) -> None
 def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     folder, done, _ = demo
     run = first(folder)
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "run.log", "results.json", "results.csv", "summary.md", "adapters", "records"}
-    assert {p.stem for p in (run / "records").iterdir()} == {s.replace(" + ", "_").replace(" ", "_") for s in results(run)}
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml",
+        "run.log",
+        "results.json",
+        "results.csv",
+        "summary.md",
+        "adapters",
+        "records",
+    }
+    assert {p.stem for p in (run / "records").iterdir()} == {
+        s.replace(" + ", "_").replace(" ", "_") for s in results(run)
+    }
     with open(run / "results.csv") as f:
         rows = list(csv.DictReader(f))
     assert [r["system"] for r in rows] == list(results(run))
@@ -133,7 +169,9 @@ def test_adapters_load_in_stock_peft_with_the_logits_paw_scored(demo: Demo) -> N
         ("target_procrustes", "tiny_qwen2", "target + procrustes"),
         ("target_own", "tiny_qwen2", "target + own adapter"),
     ):
-        model = PeftModel.from_pretrained(load_model(embedded(base), Runtime("float32")), str(run / "adapters" / name))
+        model = PeftModel.from_pretrained(
+            load_model(embedded(base), Runtime("float32")), str(run / "adapters" / name)
+        )
         tokenizer = AutoTokenizer.from_pretrained(str(embedded(base)))
         artifact = demo[0] / results(run)[system]["artifacts"]["evaluate"]
         record = json.loads((artifact / "records.jsonl").read_text().splitlines()[0])
@@ -173,13 +211,24 @@ def test_self_transfer_loses_nothing(demo: Demo, paw: Paw) -> None:
     paw("experiment=demo", "model@target=tiny_llama", "transfer.controls=[]", cwd=demo[0])
     found = results(newest(demo[0]))
     assert found["target + procrustes"]["accuracy"] == found["source + own adapter"]["accuracy"]
-    assert found["target + procrustes"]["loss"] == pytest.approx(found["source + own adapter"]["loss"], abs=1e-3)
+    assert found["target + procrustes"]["loss"] == pytest.approx(
+        found["source + own adapter"]["loss"], abs=1e-3
+    )
 
 
-def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_base(demo: Demo, paw: Paw) -> None:
+def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_base(
+    demo: Demo, paw: Paw
+) -> None:
     folder = demo[0]
     source = first(folder) / "adapters" / "source"
-    paw("task=transfer", "experiment=demo", "transfer=ridge", "transfer.controls=[]", f"adapter.path={source}", cwd=folder)
+    paw(
+        "task=transfer",
+        "experiment=demo",
+        "transfer=ridge",
+        "transfer.controls=[]",
+        f"adapter.path={source}",
+        cwd=folder,
+    )
     moved = newest(folder) / "adapters" / "target_ridge"
     assert (moved / "adapter_model.safetensors").is_file()
     manifest = json.loads((moved / "paw.json").read_text())
@@ -190,10 +239,19 @@ def test_an_adapter_from_elsewhere_is_transferred_but_not_evaluated_on_another_b
     assert "**align**" in (moved / "report.md").read_text()
     assert (moved / "report.png").read_bytes().startswith(b"\x89PNG")
     assert "Feasibility: align" in (newest(folder) / "run.log").read_text()
-    done = paw("task=evaluate", "models=[tiny_llama]", f"adapters=[{moved}]", "dataset=facts", cwd=folder, ok=False)
+    done = paw(
+        "task=evaluate",
+        "models=[tiny_llama]",
+        f"adapters=[{moved}]",
+        "dataset=facts",
+        cwd=folder,
+        ok=False,
+    )
     assert done.returncode == 2
     assert "another base" in done.stderr.strip().splitlines()[-1]
-    done = paw("task=evaluate", "models=[tiny_qwen2]", f"adapters=[{moved}]", "dataset=facts", cwd=folder)
+    done = paw(
+        "task=evaluate", "models=[tiny_qwen2]", f"adapters=[{moved}]", "dataset=facts", cwd=folder
+    )
     assert "tiny_qwen2 + target_ridge" in results(newest(folder))
 
 
@@ -207,18 +265,40 @@ def cut(folder: Path) -> None:
 
 # What may be wrong inside an adapter's files is in tests/test_models.py, one by one; here, that it leaves nothing behind.
 SPOILT: dict[str, tuple[Any, list[str], str]] = {
-    "another base": (spoil_nothing, ["model@source=tiny_qwen2", "model@target=tiny_llama"], "made for another base"),
-    "another base, no stamp": (lambda f: (f / "paw.json").unlink(), ["model@source=tiny_qwen2"], "does not fit the source"),
+    "another base": (
+        spoil_nothing,
+        ["model@source=tiny_qwen2", "model@target=tiny_llama"],
+        "made for another base",
+    ),
+    "another base, no stamp": (
+        lambda f: (f / "paw.json").unlink(),
+        ["model@source=tiny_qwen2"],
+        "does not fit the source",
+    ),
     "truncated": (cut, [], "is damaged"),
     "no common word": (spoil_nothing, ["transfer.calibration=EMPTY"], "Give other text"),
-    "a model of weights only": (spoil_nothing, ["target.path=STRANGE"], "this architecture is not known"),
-    "nothing similar": (spoil_nothing, ["transfer.similarity_threshold=0.9999"], "lets no module through"),
-    "nothing to shuffle": (spoil_nothing, ["transfer=cross_lora", "transfer.controls=[shuffled]"], "looks at no text"),
+    "a model of weights only": (
+        spoil_nothing,
+        ["target.path=STRANGE"],
+        "this architecture is not known",
+    ),
+    "nothing similar": (
+        spoil_nothing,
+        ["transfer.similarity_threshold=0.9999"],
+        "lets no module through",
+    ),
+    "nothing to shuffle": (
+        spoil_nothing,
+        ["transfer=cross_lora", "transfer.controls=[shuffled]"],
+        "looks at no text",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(demo: Demo, paw: Paw, tmp_path: Path, what: str) -> None:
+def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(
+    demo: Demo, paw: Paw, tmp_path: Path, what: str
+) -> None:
     spoil, arguments, expected = SPOILT[what]
     adapter = tmp_path / "adapter"
     shutil.copytree(first(demo[0]) / "adapters" / "source", adapter)
@@ -227,8 +307,18 @@ def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(demo: De
     strange = tmp_path / "STRANGE"
     shutil.copytree(embedded("tiny_llama"), strange)
     tensors = load_file(strange / "model.safetensors")
-    save_file({k.replace("layers", "blocks"): v for k, v in tensors.items()}, strange / "model.safetensors")
-    done = paw("task=transfer", "experiment=demo", "transfer.controls=[]", f"adapter.path={adapter}", *arguments, ok=False)
+    save_file(
+        {k.replace("layers", "blocks"): v for k, v in tensors.items()},
+        strange / "model.safetensors",
+    )
+    done = paw(
+        "task=transfer",
+        "experiment=demo",
+        "transfer.controls=[]",
+        f"adapter.path={adapter}",
+        *arguments,
+        ok=False,
+    )
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("paw: error: ")
@@ -238,11 +328,24 @@ def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(demo: De
 
 
 def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -> None:
-    paw("experiment=demo", "transfer=ridge", "transfer.controls=standard", "transfer.draws=3", cwd=demo[0])
+    paw(
+        "experiment=demo",
+        "transfer=ridge",
+        "transfer.controls=standard",
+        "transfer.draws=3",
+        cwd=demo[0],
+    )
     found = results(newest(demo[0]))
     names = [f"{p} {i}" for p in ("random", "shuffled") for i in (1, 2, 3)] + ["negated"]
-    assert [n for n in found if n.startswith("target + ")] == ["target + ridge", *(f"target + {n}" for n in names), "target + own adapter"]
-    assert {v["versus"] for v in found["target + ridge"]["versus"]} == {"target base", *(f"target + {n}" for n in names)}
+    assert [n for n in found if n.startswith("target + ")] == [
+        "target + ridge",
+        *(f"target + {n}" for n in names),
+        "target + own adapter",
+    ]
+    assert {v["versus"] for v in found["target + ridge"]["versus"]} == {
+        "target base",
+        *(f"target + {n}" for n in names),
+    }
     assert all(v["low"] > 0 for v in found["target + ridge"]["versus"])
     summary = (newest(demo[0]) / "summary.md").read_text()
     assert "| target + shuffled, 3 draws" in summary
@@ -258,7 +361,9 @@ SHORT = [PRECISION, *QUICK, "train.max_steps=20"]
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("unbroken")
-    subprocess.run([sys.executable, "-m", "paw.run", *SHORT], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "paw.run", *SHORT], cwd=folder, check=True, capture_output=True
+    )
     return results(first(folder))
 
 
@@ -292,8 +397,21 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
 
 
 def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "paw.run", PRECISION, "task=train", "experiment=demo", "train.max_steps=60"]
-    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    command = [
+        sys.executable,
+        "-m",
+        "paw.run",
+        PRECISION,
+        "task=train",
+        "experiment=demo",
+        "train.max_steps=60",
+    ]
+    processes = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     outputs = [p.communicate(timeout=500) for p in processes]
     assert [p.returncode for p in processes] == [0] * 4, outputs
     lines = [line for out, _ in outputs for line in out.splitlines()]
@@ -304,7 +422,9 @@ def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
     assert len({json.dumps([(n, s["loss"]) for n, s in results(r).items()]) for r in runs}) == 1
 
 
-def test_a_failing_stage_leaves_results_so_far_and_says_unfinished(tmp_path: Path, paw: Paw) -> None:
+def test_a_failing_stage_leaves_results_so_far_and_says_unfinished(
+    tmp_path: Path, paw: Paw
+) -> None:
     done = paw("experiment=demo", "train.max_length=3", ok=False)
     assert done.returncode == 2
     assert done.stderr.startswith("paw: error: ")
@@ -327,7 +447,13 @@ def test_a_sweep_runs_every_job_and_shares_stages(tmp_path: Path, paw: Paw) -> N
 
 
 def test_trackers_get_the_curve(tmp_path: Path, paw: Paw) -> None:
-    paw("task=train", "experiment=demo", "train.max_steps=5", "tracker=swanlab", env={"HOME": str(tmp_path)})
+    paw(
+        "task=train",
+        "experiment=demo",
+        "train.max_steps=5",
+        "tracker=swanlab",
+        env={"HOME": str(tmp_path)},
+    )
     assert any(p.is_file() for p in (newest(tmp_path) / "swanlog").rglob("*"))
 
 
@@ -340,15 +466,56 @@ def test_composed_configuration_is_shown_without_running(tmp_path: Path, paw: Pa
 def test_a_wheel_runs_the_same_from_another_folder(tmp_path: Path) -> None:
     """Built, unpacked elsewhere, run there: conf/ and the embedded pair come from the wheel."""
     wheels, site = tmp_path / "wheels", tmp_path / "site"
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(wheels), str(ROOT)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "-w",
+            str(wheels),
+            str(ROOT),
+        ],
+        check=True,
+    )
     (wheel,) = wheels.glob("*.whl")
     assert wheel.stat().st_size < 12 * 2**20
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(site),
+            str(wheel),
+        ],
+        check=True,
+    )
     where = "import paw.paths; print(paw.paths.conf_dir())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    shown = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", where],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert shown.stdout.strip() == str(site / "paw" / "conf")
-    command = [sys.executable, "-m", "paw.run", PRECISION, *QUICK, "train.max_steps=100", "evaluate.limit=100"]
+    command = [
+        sys.executable,
+        "-m",
+        "paw.run",
+        PRECISION,
+        *QUICK,
+        "train.max_steps=100",
+        "evaluate.limit=100",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(newest(tmp_path))["target + own adapter"]["accuracy"] > 0.5

@@ -18,7 +18,9 @@ METHODS = ["per_head", "ridge", "anchored", "embedding", "cross_lora"]
 
 def moved(found: Any, method: str) -> torch.Tensor:
     """ΔW of all modules of a transferred adapter, in one row."""
-    return torch.cat([(f.b @ f.a).flatten() for _, f in sorted(read_adapter(found[method].path).items())])
+    return torch.cat(
+        [(f.b @ f.a).flatten() for _, f in sorted(read_adapter(found[method].path).items())]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -27,19 +29,42 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from paw.tasks import dispatch
 
     folder = tmp_path_factory.mktemp("adapter")
-    ask = ["task=train", "hardware=cpu", f"paths.outputs={folder}", "train.max_steps=60", "evaluate.limit=1"]
+    ask = [
+        "task=train",
+        "hardware=cpu",
+        f"paths.outputs={folder}",
+        "train.max_steps=60",
+        "evaluate.limit=1",
+    ]
     dispatch(compose_config(ask), ask)
     return next((folder / "runs").iterdir()) / "adapters" / "source"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_a_transfer_points_where_it_does_in_float32(precision: str, adapter: Path, launch: Launch) -> None:
-    ask = ["task=transfer", "experiment=demo", "hardware=cpu", f"adapter.path={adapter}", "transfer.positions=4000"]
+def test_a_transfer_points_where_it_does_in_float32(
+    precision: str, adapter: Path, launch: Launch
+) -> None:
+    ask = [
+        "task=transfer",
+        "experiment=demo",
+        "hardware=cpu",
+        f"adapter.path={adapter}",
+        "transfer.positions=4000",
+    ]
     found: dict[str, Any] = {}
     for bits in ("float32", precision):
-        for first, more in (("procrustes", METHODS), ("shift", ["random"])):  # shift runs the models themselves
+        for first, more in (
+            ("procrustes", METHODS),
+            ("shift", ["random"]),
+        ):  # shift runs the models themselves
             controls = f"transfer.controls=[{','.join(more)}]"
-            found[bits, first] = launch(*ask, f"hardware.precision={bits}", f"transfer={first}", controls, "transfer.draws=1")
+            found[bits, first] = launch(
+                *ask,
+                f"hardware.precision={bits}",
+                f"transfer={first}",
+                controls,
+                "transfer.draws=1",
+            )
     for first, more in (("procrustes", METHODS), ("shift", [])):
         for method in (first, *more):
             a, b = (moved(found[bits, first], method) for bits in ("float32", precision))
@@ -49,22 +74,40 @@ def test_a_transfer_points_where_it_does_in_float32(precision: str, adapter: Pat
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_tools(precision: str, adapter: Path, launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tools(
+    precision: str,
+    adapter: Path,
+    launch: Launch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     base = ["model@source=tiny_llama", "experiment=demo", "hardware=cpu"]
     bits, given = f"hardware.precision={precision}", f"adapter.path={adapter}"
     launch("task=merge", *base, bits, given)
-    merged = json.loads(next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text())["result"]
+    merged = json.loads(
+        next((tmp_path / "outputs" / "artifacts" / "merge").glob("*/stage.json")).read_text()
+    )["result"]
     assert merged["merged"] < 1e-3 * merged["largest_logit"]
 
     capsys.readouterr()
     answers = []
     for how in (bits, "hardware.precision=float32"):
-        launch("task=predict", *base, how, given, "predict.text=what is the color of bovin ?", "predict.max_new_tokens=2")
+        launch(
+            "task=predict",
+            *base,
+            how,
+            given,
+            "predict.text=what is the color of bovin ?",
+            "predict.max_new_tokens=2",
+        )
         answers.append(json.loads(capsys.readouterr().out.splitlines()[-1])["output"])
     assert answers[0] == answers[1]
 
     asked = ["models=[tiny_llama]", f"adapters=[{adapter}]", "evaluate.limit=20"]
-    for more in (["evaluate.num_fewshot=4"], ["evaluate.mode=generate", "evaluate.max_new_tokens=2"]):
+    for more in (
+        ["evaluate.num_fewshot=4"],
+        ["evaluate.mode=generate", "evaluate.max_new_tokens=2"],
+    ):
         losses = []
         for how in (bits, "hardware.precision=float32"):
             systems: Any = launch("task=evaluate", *base, *asked, *more, how)
@@ -73,9 +116,14 @@ def test_tools(precision: str, adapter: Path, launch: Launch, tmp_path: Path, ca
 
     small: Any = launch("task=compress", *base, bits, "evaluate.limit=10")
     assert small[1].result["loss"] == pytest.approx(small[0].result["loss"], rel=0.3)
-    pairs = [{"prompt": f"question : {i} answer :", "chosen": " red", "rejected": " blue"} for i in range(8)]
+    pairs = [
+        {"prompt": f"question : {i} answer :", "chosen": " red", "rejected": " blue"}
+        for i in range(8)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     data = ["dataset=own_preferences", f"dataset.path={tmp_path / 'pairs.jsonl'}"]
-    better: Any = launch("task=prefer", *base, *data, bits, "train.max_steps=8", "train.batch_size=4")
+    better: Any = launch(
+        "task=prefer", *base, *data, bits, "train.max_steps=8", "train.batch_size=4"
+    )
     assert better.made[-1].result["accuracy"] == 1
     launch("task=validate", *base, bits)

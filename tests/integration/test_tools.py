@@ -23,21 +23,40 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from paw.tasks import dispatch
 
     folder = tmp_path_factory.mktemp("adapter")
-    dispatch(compose_config([PRECISION, "task=train", f"paths.outputs={folder}", "train.max_steps=120", "evaluate.limit=1"]), [])
+    dispatch(
+        compose_config(
+            [
+                PRECISION,
+                "task=train",
+                f"paths.outputs={folder}",
+                "train.max_steps=120",
+                "evaluate.limit=1",
+            ]
+        ),
+        [],
+    )
     return next((folder / "runs").iterdir()) / "adapters" / "source"
 
 
-def test_predict_answers_what_the_model_itself_writes(adapter: Path, paw: Paw, tmp_path: Path) -> None:
+def test_predict_answers_what_the_model_itself_writes(
+    adapter: Path, paw: Paw, tmp_path: Path
+) -> None:
     from peft import PeftModel
 
     ask = ["task=predict", "experiment=demo", f"adapter.path={adapter}", "predict.max_new_tokens=4"]
     done = paw(*ask, "predict.text=what is the color of bovin ?")
     (row,) = map(json.loads, done.stdout.splitlines())
     assert (row["id"], row["input"]) == ("1", "what is the color of bovin ?")
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(str(embedded("tiny_llama"))), str(adapter))
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(str(embedded("tiny_llama"))), str(adapter)
+    )
     tokenizer = AutoTokenizer.from_pretrained(str(embedded("tiny_llama")))
-    ids = tokenizer("question : what is the color of bovin ? answer :", return_tensors="pt").input_ids
-    written = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    ids = tokenizer(
+        "question : what is the color of bovin ? answer :", return_tensors="pt"
+    ).input_ids
+    written = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[
+        0, ids.shape[1] :
+    ]
     assert row["output"] == tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
@@ -52,7 +71,10 @@ def test_predict_goes_on_where_it_was_killed(adapter: Path, launch: Launch, tmp_
     ]
     assert launch(*ask) == 224
     whole = Path("out.jsonl").read_text()
-    rows, answers = [json.loads(x) for x in TRUTH.read_text().splitlines()], [json.loads(x) for x in whole.splitlines()]
+    rows, answers = (
+        [json.loads(x) for x in TRUTH.read_text().splitlines()],
+        [json.loads(x) for x in whole.splitlines()],
+    )
     assert [r["id"] for r in rows] == [a["id"] for a in answers]
     gold = [r["choices"][r["labels"].index(r["answer"])] for r in rows]
     assert sum(a["output"].startswith(g) for a, g in zip(answers, gold, strict=True)) > 0.9 * 224
@@ -87,7 +109,13 @@ def test_validate_counts_what_fails_and_fetches_nothing(paw: Paw) -> None:
     assert "none failed" in done.stdout
     assert "224 examples" in done.stdout
     assert "GiB a device" in done.stdout
-    wrong = paw("task=validate", "experiment=demo", "adapter.target_modules=[q_prj]", "model@source=qwen25_7b", ok=False)
+    wrong = paw(
+        "task=validate",
+        "experiment=demo",
+        "adapter.target_modules=[q_prj]",
+        "model@source=qwen25_7b",
+        ok=False,
+    )
     assert wrong.returncode == 2
     assert "Did you mean q_proj?" in wrong.stdout
     assert "the hub does not show Qwen/Qwen2.5-7B" in wrong.stdout
@@ -98,15 +126,23 @@ def test_validate_counts_what_fails_and_fetches_nothing(paw: Paw) -> None:
     assert "| adapter=p_tuning" in everything.stdout
 
 
-def test_compress_merges_quantises_and_evaluates_before_and_after(adapter: Path, launch: Launch, tmp_path: Path) -> None:
+def test_compress_merges_quantises_and_evaluates_before_and_after(
+    adapter: Path, launch: Launch, tmp_path: Path
+) -> None:
     launch("task=compress", "experiment=demo", f"adapter.path={adapter}")
     run = next(Path("outputs/runs").iterdir())
     before, after = json.loads((run / "results.json").read_text())["systems"]
-    assert (before["accuracy"], after["accuracy"]) == (pytest.approx(after["accuracy"], abs=0.05), pytest.approx(1, abs=0.05))
+    assert (before["accuracy"], after["accuracy"]) == (
+        pytest.approx(after["accuracy"], abs=0.05),
+        pytest.approx(1, abs=0.05),
+    )
     assert after["versus"][0]["versus"] == "tiny_llama_merged"
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["quantization_config"]["bnb_4bit_quant_type"] == "nf4"
-    size, small = (sum(f.stat().st_size for f in p.glob("*.safetensors")) for p in (embedded("tiny_llama"), run / "model"))
+    size, small = (
+        sum(f.stat().st_size for f in p.glob("*.safetensors"))
+        for p in (embedded("tiny_llama"), run / "model")
+    )
     assert small < 0.5 * size
 
 
@@ -116,9 +152,19 @@ def test_preferences_move_the_model_to_the_better_answer(launch: Launch, tmp_pat
         for row in rows:
             right = row["choices"][row["labels"].index(row["answer"])]
             wrong = next(c for c in row["choices"] if c != right)
-            pair = {"prompt": f"question : {row['question']} answer :", "chosen": f" {right}", "rejected": f" {wrong}"}
+            pair = {
+                "prompt": f"question : {row['question']} answer :",
+                "chosen": f" {right}",
+                "rejected": f" {wrong}",
+            }
             f.write(json.dumps(pair) + "\n")
-    ask = ["task=prefer", "model@source=tiny_llama", "dataset=own_preferences", "dataset.path=pairs.jsonl", "adapter=tiny"]
+    ask = [
+        "task=prefer",
+        "model@source=tiny_llama",
+        "dataset=own_preferences",
+        "dataset.path=pairs.jsonl",
+        "adapter=tiny",
+    ]
     launch(*ask, "train.max_steps=40", "train.batch_size=16", "train.lr=1e-3")
     (stage,) = Path("outputs/artifacts/prefer").glob("*/stage.json")
     curve = [json.loads(line) for line in (stage.parent / "curve.jsonl").read_text().splitlines()]

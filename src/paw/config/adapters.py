@@ -22,8 +22,12 @@ class AdapterConfig:
     method: str = MISSING
     lr: float = transient(2e-4)  # of causal training
     lr_classify: float = transient(4e-4)  # of a classifier, whose head starts at random
-    quantise: str = "none"  # the base while it is trained on: none, nf4 (4 bit, double quantisation) or int8
-    path: Optional[str] = None  # an adapter of the source model from elsewhere: it is not trained then
+    quantise: str = (
+        "none"  # the base while it is trained on: none, nf4 (4 bit, double quantisation) or int8
+    )
+    path: Optional[str] = (
+        None  # an adapter of the source model from elsewhere: it is not trained then
+    )
 
     def __post_init__(self) -> None:
         one_of("adapter.quantise", self.quantise, ("none", "nf4", "int8"))
@@ -38,7 +42,9 @@ class TargetedConfig(AdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.target_modules:
-            raise ConfigError("adapter.target_modules: the list is empty. Name modules, or [all-linear].")
+            raise ConfigError(
+                "adapter.target_modules: the list is empty. Name modules, or [all-linear]."
+            )
 
 
 @dataclass
@@ -82,7 +88,9 @@ class AdaLoraConfig(TargetedConfig):
         within("adapter.every", self.every, 1, 10**6)
         within("adapter.orthogonal", self.orthogonal, 0, 10**6)
         if self.warmup + self.settle >= 1:
-            raise ConfigError("adapter.warmup and adapter.settle: together they leave no steps in which ranks fall. Lower one.")
+            raise ConfigError(
+                "adapter.warmup and adapter.settle: together they leave no steps in which ranks fall. Lower one."
+            )
 
 
 @dataclass

@@ -13,11 +13,23 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from paw.config.schema import TRANSFER_SCHEMAS, ModelConfig, PawConfig, PlaceboConfig, TransferConfig, register
+from paw.config.schema import (
+    TRANSFER_SCHEMAS,
+    ModelConfig,
+    PawConfig,
+    PlaceboConfig,
+    TransferConfig,
+    register,
+)
 from paw.errors import ConfigError, nearest
 from paw.paths import conf_dir
 
@@ -36,7 +48,9 @@ def groups() -> dict[str, list[str]]:
 
 def with_demo(overrides: Sequence[str]) -> list[str]:
     """A command line that names no model and no experiment runs on the embedded pair, with the demo's settings."""
-    named = re.compile(r"^[+~]*(model@(source|target)|models|experiment|source\.(path|hub)|target\.(path|hub))\b")
+    named = re.compile(
+        r"^[+~]*(model@(source|target)|models|experiment|source\.(path|hub)|target\.(path|hub))\b"
+    )
     return list(overrides) if any(named.match(o) for o in overrides) else [DEMO, *overrides]
 
 
@@ -59,32 +73,50 @@ def typed(config: DictConfig) -> PawConfig:
     for name in result.transfer.controls:
         transfer_named(name, result.transfer)
     if result.models and result.task != "evaluate":
-        raise ConfigError(f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target.")
+        raise ConfigError(
+            f"models: only task=evaluate takes a list of models, not task={result.task}. Use model@source and model@target."
+        )
     if result.adapter.path and result.task in ("evaluate", "train", "prefer"):
-        raise ConfigError(f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR].")
+        raise ConfigError(
+            f"adapter.path: task={result.task} does not take it. Score adapters with task=evaluate adapters=[DIR]."
+        )
     if result.target_adapter.path and result.task != "pipeline":
-        raise ConfigError(f"target_adapter.path: only task=pipeline compares with an adapter of the target, not task={result.task}.")
+        raise ConfigError(
+            f"target_adapter.path: only task=pipeline compares with an adapter of the target, not task={result.task}."
+        )
     if result.evaluate.mode == "letter" and result.dataset.kind in ("text", "chat"):
-        raise ConfigError(f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate.")
+        raise ConfigError(
+            f"evaluate.mode=letter: {result.dataset.name} has no choices to put under letters. Use likelihood or generate."
+        )
     if result.evaluate.mode == "classify":
         if result.task in ("pipeline", "transfer"):
-            raise ConfigError(f"task={result.task}: a trained head belongs to its own base and is not transferred. "
-                              "Use evaluate.mode=likelihood, where classes are words.")  # fmt: skip
+            raise ConfigError(
+                f"task={result.task}: a trained head belongs to its own base and is not transferred. "
+                "Use evaluate.mode=likelihood, where classes are words."
+            )
         if result.dataset.kind in ("text", "chat") or result.evaluate.num_fewshot:
-            raise ConfigError("evaluate.mode=classify: needs a data set with labels (kind question or glue), and takes no shots.")
+            raise ConfigError(
+                "evaluate.mode=classify: needs a data set with labels (kind question or glue), and takes no shots."
+            )
     factors = result.adapter.method == "lora" and not getattr(result.adapter, "dora", False)
     if result.task in ("pipeline", "transfer") and not result.adapter.path and not factors:
-        raise ConfigError(f"task={result.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not what this adapter trains. "
-                          "Train it with task=train.")  # fmt: skip
+        raise ConfigError(
+            f"task={result.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not what this adapter trains. "
+            "Train it with task=train."
+        )
     if result.task == "prefer":
         _check_prefer(result)
     if result.train.gradient_checkpointing and result.adapter.method == "prefix_tuning":
-        raise ConfigError("train.gradient_checkpointing: prefix tuning keeps a cache, which recomputing cannot. Leave it out.")
+        raise ConfigError(
+            "train.gradient_checkpointing: prefix tuning keeps a cache, which recomputing cannot. Leave it out."
+        )
     if result.runs and result.task != "compare":
         raise ConfigError(f"runs: only task=compare takes runs, not task={result.task}.")
     if result.adapters and result.task != "evaluate":
-        raise ConfigError(f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
-                          "Use adapter.path=DIR to transfer one.")  # fmt: skip
+        raise ConfigError(
+            f"adapters: only task=evaluate scores a list of adapters, not task={result.task}. "
+            "Use adapter.path=DIR to transfer one."
+        )
     return result
 
 
@@ -93,13 +125,22 @@ def _check_prefer(config: PawConfig) -> None:
     t = config.train
     if config.adapter.method != "lora" or config.adapter.quantise != "none":
         raise ConfigError("task=prefer: trains LoRA on a base in full precision. Use adapter=lora.")
-    for key, asked in (("val_every", t.val_every), ("compile", t.compile), ("liger", t.liger), ("packing", t.packing)):
+    for key, asked in (
+        ("val_every", t.val_every),
+        ("compile", t.compile),
+        ("liger", t.liger),
+        ("packing", t.packing),
+    ):
         if asked:
             raise ConfigError(f"train.{key}: task=prefer does not take it. Leave it out.")
     if t.optimizer != "adamw" or t.resume != "auto":
-        raise ConfigError("task=prefer: takes train.optimizer=adamw, and does not resume. Leave train.optimizer and train.resume out.")
+        raise ConfigError(
+            "task=prefer: takes train.optimizer=adamw, and does not resume. Leave train.optimizer and train.resume out."
+        )
     if t.batch_size % (t.accumulate or 1):
-        raise ConfigError(f"train.accumulate={t.accumulate}: must divide train.batch_size={t.batch_size} in task=prefer.")
+        raise ConfigError(
+            f"train.accumulate={t.accumulate}: must divide train.batch_size={t.batch_size} in task=prefer."
+        )
 
 
 def check(overrides: Sequence[str], sweep: bool = False, config_dir: str | None = None) -> None:
@@ -109,7 +150,9 @@ def check(overrides: Sequence[str], sweep: bool = False, config_dir: str | None 
     several = next((o.input_line for o in parsed if o.is_sweep_override()), None)
     _check_one(parsed, config_dir)
     if several and not sweep and "hydra.mode=MULTIRUN" not in overrides:
-        raise ConfigError(f"{several}: several values are a sweep: add -m, or write a list as [a,b].")
+        raise ConfigError(
+            f"{several}: several values are a sweep: add -m, or write a list as [a,b]."
+        )
 
 
 def compose_config(overrides: Sequence[str]) -> PawConfig:
@@ -131,20 +174,28 @@ def model_named(name: str) -> ModelConfig:
         return ModelConfig(name=path.resolve().name.removesuffix(".gguf"), path=str(path))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return ModelConfig(name=name.split("/")[1], hub=name)
-    raise ConfigError(f"models: {name!r} is neither a model in conf/model, a path, nor a hub id."
-                      + nearest(name, groups()["model@source"]))  # fmt: skip
+    raise ConfigError(
+        f"models: {name!r} is neither a model in conf/model, a path, nor a hub id."
+        + nearest(name, groups()["model@source"])
+    )
 
 
 def transfer_named(name: str, like: TransferConfig, seed: int = 0) -> TransferConfig:
     """Another method with its own defaults, and all that is shared taken from `like`: a control beside a method."""
     if name not in groups()["transfer"]:
-        raise ConfigError(f"transfer.controls: no method {name!r}." + nearest(name, groups()["transfer"]))
+        raise ConfigError(
+            f"transfer.controls: no method {name!r}." + nearest(name, groups()["transfer"])
+        )
     if name == like.method:
         return like
     own = TRANSFER_SCHEMAS.get(name, TransferConfig)
-    shared = {f.name: getattr(like, f.name) for f in fields(TransferConfig) if f.name != "evidence"} | {"controls": []}
+    shared = {
+        f.name: getattr(like, f.name) for f in fields(TransferConfig) if f.name != "evidence"
+    } | {"controls": []}
     chosen = yaml.safe_load((conf_dir() / "transfer" / f"{name}.yaml").read_text())
-    values = shared | {k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")}
+    values = shared | {
+        k: v for k, v in chosen.items() if k != "defaults" and not str(v).startswith("${")
+    }
     if own is PlaceboConfig:  # it is matched to the method it stands beside, and looks at the same
         values["reference"] = like.reference if isinstance(like, PlaceboConfig) else like.method
         values["evidence"] = like.evidence
@@ -162,8 +213,10 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             out.append(parser.parse_override(text))
         except OverrideParseException:
-            raise ConfigError(f"{text!r} is not of the form key=value (or group=choice). "
-                              "Quote values with blanks, commas or braces.") from None  # fmt: skip
+            raise ConfigError(
+                f"{text!r} is not of the form key=value (or group=choice). "
+                "Quote values with blanks, commas or braces."
+            ) from None
         except HydraException as e:
             raise ConfigError(f"{text!r}: {_first_line(e)}") from None
     return out
@@ -173,7 +226,9 @@ def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> 
     """Sweeps are checked choice by choice, the others held at their first: linear, not the product."""
     texts = [choices for choices in map(_choices, overrides) if choices]
     first = [t[0] for t in texts]
-    variants = [first] + [[*first[:i], c, *first[i + 1 :]] for i, t in enumerate(texts) for c in t[1:]]
+    variants = [first] + [
+        [*first[:i], c, *first[i + 1 :]] for i, t in enumerate(texts) for c in t[1:]
+    ]
     results = [_compose(v, config_dir) for v in variants]
     return results[0]
 
@@ -212,13 +267,17 @@ def _check_group(text: str) -> None:
     key, _, value = text.lstrip("+~").partition("=")
     known = groups()
     if key == "model":
-        raise ConfigError(f"{text}: say which of the two models: model@source={value} or model@target={value}.")
+        raise ConfigError(
+            f"{text}: say which of the two models: model@source={value} or model@target={value}."
+        )
     if key in known and key != "experiment" and value in ("null", "") and "=" in text:
         raise ConfigError(f"{text}: a {key} must be chosen." + nearest(value, known[key]))
     if key in known or key.startswith("hydra") or "/" in key:
         return
     if "@" in key or ("." not in key and key not in _keys()):
-        raise ConfigError(f"{key}: no such group or key." + nearest(key, [*known, *_keys()], limit=0))
+        raise ConfigError(
+            f"{key}: no such group or key." + nearest(key, [*known, *_keys()], limit=0)
+        )
 
 
 def _keys() -> set[str]:
@@ -230,8 +289,13 @@ def _explain_missing(error: MissingConfigException, overrides: Sequence[str]) ->
     group, _, choice = missing.rpartition("/")
     if group in ("", "schema/transfer"):
         return ConfigError(_first_line(error))
-    asked = next((o for o in overrides if o.endswith(f"={choice}") and o.lstrip("+").startswith(group)), f"{group}={choice}")
-    return ConfigError(f"{asked}: no {group} called {choice!r}." + nearest(choice, error.options or []))
+    asked = next(
+        (o for o in overrides if o.endswith(f"={choice}") and o.lstrip("+").startswith(group)),
+        f"{group}={choice}",
+    )
+    return ConfigError(
+        f"{asked}: no {group} called {choice!r}." + nearest(choice, error.options or [])
+    )
 
 
 def _explain_null(overrides: Sequence[str]) -> ConfigError:
@@ -239,7 +303,9 @@ def _explain_null(overrides: Sequence[str]) -> ConfigError:
     asked = (o.lstrip("+").split("=")[0] for o in overrides if o.lstrip("+").startswith("tracker."))
     key = next((k for k in asked if k.count(".") == 2), "tracker")
     name = key.split(".")[1] if "." in key else "swanlab"
-    return ConfigError(f"{key}: needs tracker={name}, or several as 'tracker=[{name},tensorboard]'.")
+    return ConfigError(
+        f"{key}: needs tracker={name}, or several as 'tracker=[{name},tensorboard]'."
+    )
 
 
 def _explain(error: Exception) -> ConfigError:
@@ -262,7 +328,9 @@ def _explain(error: Exception) -> ConfigError:
         match = re.search(r"Could not override '([^']+)'", str(error))
         if match:
             parent, _, leaf = match[1].rpartition(".")
-            return ConfigError(f"{match[1]}: no such key." + nearest(leaf, _names_at(parent), limit=12))
+            return ConfigError(
+                f"{match[1]}: no such key." + nearest(leaf, _names_at(parent), limit=12)
+            )
     return ConfigError(_first_line(error))
 
 
@@ -274,7 +342,11 @@ def _names_at(parent: str) -> list[str]:
         if part not in found:
             return []
         node = _dataclass_named(str(found[part].type))
-    return list(dict.fromkeys(f.name for kind in _with_subclasses(node) for f in fields(kind))) if is_dataclass(node) else []
+    return (
+        list(dict.fromkeys(f.name for kind in _with_subclasses(node) for f in fields(kind)))
+        if is_dataclass(node)
+        else []
+    )
 
 
 def _with_subclasses(kind: Any) -> list[Any]:
@@ -285,7 +357,14 @@ def _with_subclasses(kind: Any) -> list[Any]:
 def _dataclass_named(annotation: str) -> Any:
     from paw.config import schema
 
-    return next((getattr(schema, n) for n in re.findall(r"\w+", annotation) if is_dataclass(getattr(schema, n, None))), None)
+    return next(
+        (
+            getattr(schema, n)
+            for n in re.findall(r"\w+", annotation)
+            if is_dataclass(getattr(schema, n, None))
+        ),
+        None,
+    )
 
 
 def _walk(config: DictConfig, path: str = "") -> Iterator[tuple[str, DictConfig, Any]]:
@@ -303,7 +382,10 @@ def _refuse_unknown_keys(config: DictConfig) -> None:
     for path, parent, key in _walk(config):
         kind = OmegaConf.get_type(parent)
         if is_dataclass(kind) and key not in {f.name for f in fields(kind)}:
-            raise ConfigError(f"{path}: no such key." + nearest(str(key), [f.name for f in fields(kind)], limit=12))
+            raise ConfigError(
+                f"{path}: no such key."
+                + nearest(str(key), [f.name for f in fields(kind)], limit=12)
+            )
 
 
 def _refuse_missing(config: DictConfig) -> None:

@@ -27,5 +27,9 @@ def text() -> str:
     for folder in sorted(p for p in conf_dir().iterdir() if p.is_dir()):
         names = ", ".join(sorted(f.stem for f in folder.glob("*.yaml")))
         shown = "model@source, model@target" if folder.name == "model" else folder.name
-        lines.append(f"  {shown}:\n      {names}" if folder.name in ("model", "dataset") else f"  {shown}: {names}")
+        lines.append(
+            f"  {shown}:\n      {names}"
+            if folder.name in ("model", "dataset")
+            else f"  {shown}: {names}"
+        )
     return USAGE + "\n".join(lines) + "\n"

@@ -20,7 +20,18 @@ from paw.paths import PACKAGE, conf_dir, embedded
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
-STAGES = ("encode", "train", "prefer", "evaluate", "match", "calibrate", "transfer", "spoil", "merge", "compress")
+STAGES = (
+    "encode",
+    "train",
+    "prefer",
+    "evaluate",
+    "match",
+    "calibrate",
+    "transfer",
+    "spoil",
+    "merge",
+    "compress",
+)
 MODES = ("likelihood", "letter", "generate", "classify")
 
 
@@ -55,22 +66,32 @@ class DatasetConfig:
     letter_prompt: str = "Question: {question}\n{options}\nAnswer:"  # where the options stand in the prompt under letters
     chat: bool = False  # wrap the prompt in the model's own chat template
     mode: str = transient("likelihood")  # how it is evaluated, unless evaluate.mode says otherwise
-    stop: list[str] = field(default_factory=lambda: ["Question:", "</s>", "<|im_end|>"])  # where a generated answer ends
+    stop: list[str] = field(
+        default_factory=lambda: ["Question:", "</s>", "<|im_end|>"]
+    )  # where a generated answer ends
     f1: Optional[int] = None  # the choice whose F1 is reported, counted from 0
     bad_rows: str = "refuse"  # or skip: rows that cannot be scored are left out and counted
     # where the rows come from is known by their content
-    path: Optional[str] = transient(None)  # a folder of <split>.jsonl[.gz]; else paths.data_dir/<name>; else the hub
+    path: Optional[str] = transient(
+        None
+    )  # a folder of <split>.jsonl[.gz]; else paths.data_dir/<name>; else the hub
     hub: Optional[str] = transient(None)
     subset: Optional[str] = transient(None)
     revision: Optional[str] = transient(None)
-    calibration: Optional[str] = transient(None)  # unlabelled text for transfer; else the train split's questions
+    calibration: Optional[str] = transient(
+        None
+    )  # unlabelled text for transfer; else the train split's questions
     train_split: str = transient("train")
     val_split: Optional[str] = transient(None)  # for train.val_every
     eval_split: str = transient("test")
-    classes: list[str] = field(default_factory=list)  # names of the labels, in their order, where rows have none
+    classes: list[str] = field(
+        default_factory=list
+    )  # names of the labels, in their order, where rows have none
 
     def __post_init__(self) -> None:
-        kinds = sorted(p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__")
+        kinds = sorted(
+            p.stem for p in (PACKAGE / "data" / "kinds").glob("*.py") if p.stem != "__init__"
+        )
         one_of("dataset.kind", self.kind, tuple(kinds))
         one_of("dataset.mode", self.mode, MODES)
         one_of("dataset.bad_rows", self.bad_rows, ("refuse", "skip"))
@@ -78,9 +99,13 @@ class DatasetConfig:
             try:
                 names = [name for _, name, _, _ in Formatter().parse(text) if name is not None]
             except ValueError as e:
-                raise ConfigError(f"dataset.{key}: {e}. Write fields as {{question}}, and a brace itself as {{{{ or }}}}.") from None
+                raise ConfigError(
+                    f"dataset.{key}: {e}. Write fields as {{question}}, and a brace itself as {{{{ or }}}}."
+                ) from None
             if not all(re.match(r"[A-Za-z_]", name) for name in names):
-                raise ConfigError(f"dataset.{key}: a field has no name. Write fields as {{question}}.")
+                raise ConfigError(
+                    f"dataset.{key}: a field has no name. Write fields as {{question}}."
+                )
         if any(not text for text in self.stop):
             raise ConfigError("dataset.stop: an empty text would end every answer at once.")
 
@@ -106,12 +131,18 @@ class TrainConfig:
     accumulate: Optional[int] = transient(
         None
     )  # micro-batches of a step; null: one on a GPU, of 640 tokens on a CPU; doubled out of memory
-    packing: Optional[bool] = None  # examples in one row, each for itself; null: where model and method take it
-    gradient_checkpointing: bool = transient(False)  # turned on by itself where even single examples do not fit
+    packing: Optional[bool] = (
+        None  # examples in one row, each for itself; null: where model and method take it
+    )
+    gradient_checkpointing: bool = transient(
+        False
+    )  # turned on by itself where even single examples do not fit
     compile: bool = False  # torch.compile; pads, for packed rows never have the same shape twice
     liger: bool = transient(False)  # Liger's kernels: CUDA only
     save_every: int = transient(50)  # steps between checkpoints; with validation, each validation
-    resume: str = transient("auto")  # auto: from this training's last checkpoint, if it was stopped; never; or a folder
+    resume: str = transient(
+        "auto"
+    )  # auto: from this training's last checkpoint, if it was stopped; never; or a folder
 
     def __post_init__(self) -> None:
         within("train.lr", self.lr, 0, 10, open_low=True)
@@ -132,13 +163,19 @@ class TrainConfig:
         if self.val_every is not None:
             within("train.val_every", self.val_every, 1, 10**9)
             if self.epochs is None and self.val_every > self.max_steps:
-                raise ConfigError(f"train.val_every={self.val_every}: there are {self.max_steps} steps, so nothing would be validated.")
+                raise ConfigError(
+                    f"train.val_every={self.val_every}: there are {self.max_steps} steps, so nothing would be validated."
+                )
         if self.patience is not None:
             within("train.patience", self.patience, 1, 10**6)
             if self.val_every is None:
-                raise ConfigError("train.patience: early stopping needs validation. Set train.val_every=STEPS.")
+                raise ConfigError(
+                    "train.patience: early stopping needs validation. Set train.val_every=STEPS."
+                )
         if self.compile and self.packing:
-            raise ConfigError("train.packing and train.compile: packed rows never have the same shape twice. Choose one.")
+            raise ConfigError(
+                "train.packing and train.compile: packed rows never have the same shape twice. Choose one."
+            )
 
 
 @dataclass
@@ -154,7 +191,9 @@ class EvaluateConfig:
     num_fewshot: int = 0  # solved questions before each, the same for all
     fewshot_split: Optional[str] = transient(None)  # where they are drawn; else the train split
     sample_ratio: float = 1.0  # a seeded sample of the split
-    limit: Optional[int] = None  # at most so many of it, drawn by the seed (the harness takes the first)
+    limit: Optional[int] = (
+        None  # at most so many of it, drawn by the seed (the harness takes the first)
+    )
     split: Optional[str] = transient(None)  # instead of the data set's own
     seed: int = 0
     max_new_tokens: int = 256  # of a generated answer
@@ -178,7 +217,13 @@ class EvaluateConfig:
 
     def form(self, kind: str) -> str:
         """What a row becomes: its choices, their letters, or a class."""
-        return "letter" if self.lettered(kind) else "classify" if self.mode == "classify" else "likelihood"
+        return (
+            "letter"
+            if self.lettered(kind)
+            else "classify"
+            if self.mode == "classify"
+            else "likelihood"
+        )
 
 
 EVIDENCE = ("weights", "embeddings", "text", "models")
@@ -194,19 +239,31 @@ class TransferConfig:
     # on a text; or the running models themselves.
     evidence: str = "text"
     layers: str = "proportional"
-    spread: bool = False  # the layers that a matching leaves out join its nearest: added up, or divided
+    spread: bool = (
+        False  # the layers that a matching leaves out join its nearest: added up, or divided
+    )
     gain: str = "activation"  # none, weight, activation, or a number
-    basis: Optional[int] = None  # singular vectors kept a side; else 320, and at most half of the smallest dimension
+    basis: Optional[int] = (
+        None  # singular vectors kept a side; else 320, and at most half of the smallest dimension
+    )
     # What the gate looks at. raw: overlap of the mapped source subspaces with the target's; excess: that above chance;
     # weights: the source systems' measure, ‖U_sᵀU_t‖²/k² of the weights as they are, whose chance is 1 in the larger width.
     similarity: str = "raw"
     similarity_threshold: float = 1e-4
-    modules: list[str] = field(default_factory=list)  # roles that are transferred, such as [q_proj,v_proj]; empty: all
-    keep_top: float = 1.0  # the share of the target's layers, the most similar ones, that are transferred
+    modules: list[str] = field(
+        default_factory=list
+    )  # roles that are transferred, such as [q_proj,v_proj]; empty: all
+    keep_top: float = (
+        1.0  # the share of the target's layers, the most similar ones, that are transferred
+    )
     positions: int = 16384  # calibration positions
-    calibration: Optional[str] = transient(None)  # a text file, a document a line; else the data set's own text
+    calibration: Optional[str] = transient(
+        None
+    )  # a text file, a document a line; else the data set's own text
     batch_size: int = transient(32)  # calibration texts at a time
-    memory_gb: float = transient(8.0)  # for moments: kept if they fit, else streamed in groups of layers that do
+    memory_gb: float = transient(
+        8.0
+    )  # for moments: kept if they fit, else streamed in groups of layers that do
     workers: int = transient(1)  # modules read and decomposed ahead, each in a thread
     # Other methods shown beside, a list; or `standard`, the placebos that this method can have.
     controls: Any = field(default_factory=list, metadata={"transient": True})
@@ -232,18 +289,27 @@ class TransferConfig:
         if isinstance(self.controls, str):
             one_of("transfer.controls", self.controls, ("standard", "a list as [a,b]"))
             self.controls = self.placebos()
-        if not isinstance(self.controls, list) or not all(isinstance(c, str) for c in self.controls):
+        if not isinstance(self.controls, list) or not all(
+            isinstance(c, str) for c in self.controls
+        ):
             raise ConfigError("transfer.controls: give a list of methods as [a,b], or standard.")
 
     def placebos(self) -> list[str]:
         """`standard`: what must not do what this method does."""
         pairs_text = self.evidence in ("text", "models")
-        return ["random", *["shuffled"] * pairs_text, "negated", *["sign_random"] * (self.method == "cross_lora")]
+        return [
+            "random",
+            *["shuffled"] * pairs_text,
+            "negated",
+            *["sign_random"] * (self.method == "cross_lora"),
+        ]
 
 
 @dataclass
 class RidgeConfig(TransferConfig):
-    penalty: Optional[float] = 0.1  # λ, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
+    penalty: Optional[float] = (
+        0.1  # λ, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -276,7 +342,11 @@ class PlaceboConfig(TransferConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         methods = sorted(p.stem for p in (conf_dir() / "transfer").glob("*.yaml"))
-        one_of("transfer.reference", self.reference, tuple(m for m in methods if TRANSFER_SCHEMAS.get(m) is not PlaceboConfig))
+        one_of(
+            "transfer.reference",
+            self.reference,
+            tuple(m for m in methods if TRANSFER_SCHEMAS.get(m) is not PlaceboConfig),
+        )
 
 
 @dataclass
@@ -292,7 +362,9 @@ class HardwareConfig:
     precision: str = "auto"
     devices: int = 1
     strategy: str = "auto"  # of training on several devices: auto is ddp
-    deepspeed: Optional[str] = None  # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
+    deepspeed: Optional[str] = (
+        None  # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
+    )
     memory_gb: Optional[float] = None  # of one device, for task=validate
     threads: Optional[int] = None
     train_batch_size: int = 4
@@ -305,9 +377,13 @@ class HardwareConfig:
         one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         within("hardware.devices", self.devices, 1, 1024)
         if self.deepspeed is not None and self.strategy != "deepspeed":
-            raise ConfigError(f"hardware.deepspeed: needs hardware.strategy=deepspeed, not {self.strategy}.")
+            raise ConfigError(
+                f"hardware.deepspeed: needs hardware.strategy=deepspeed, not {self.strategy}."
+            )
         if self.strategy == "deepspeed" and self.device == "cpu":
-            raise ConfigError("hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which also run on CPUs.")
+            raise ConfigError(
+                "hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which also run on CPUs."
+            )
 
 
 @dataclass
@@ -321,7 +397,9 @@ class GivenConfig:
 class MergeConfig:
     """An adapter into its base."""
 
-    precision: str = "auto"  # of the merged weights: auto is the base's own; float32, bfloat16, float16
+    precision: str = (
+        "auto"  # of the merged weights: auto is the base's own; float32, bfloat16, float16
+    )
     shard_gb: float = 5.0
 
     def __post_init__(self) -> None:
@@ -334,7 +412,9 @@ class PredictConfig:
     """What is asked, and where answers go."""
 
     text: Optional[str] = None  # one text
-    file: Optional[str] = None  # a line each, or .jsonl rows with the fields that dataset.prompt names; - is stdin
+    file: Optional[str] = (
+        None  # a line each, or .jsonl rows with the fields that dataset.prompt names; - is stdin
+    )
     output: Optional[str] = None  # JSON lines, continued if it is there; else stdout
     raw: bool = False  # texts are whole prompts: dataset.prompt is not put around them
     max_new_tokens: int = 256
@@ -376,7 +456,9 @@ class SwanLabConfig:
     dir: Optional[str] = None  # null: in the run folder
 
     def __post_init__(self) -> None:
-        one_of("tracker.swanlab.mode", self.mode, ("auto", "online", "offline", "local", "disabled"))
+        one_of(
+            "tracker.swanlab.mode", self.mode, ("auto", "online", "offline", "local", "disabled")
+        )
 
 
 @dataclass
@@ -431,9 +513,15 @@ class PawConfig:
     compress: CompressConfig = field(default_factory=CompressConfig)
     prefer: PreferConfig = field(default_factory=PreferConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    models: list[str] = field(default_factory=list)  # task=evaluate: names in conf/model, folders or hub ids
-    adapters: list[str] = field(default_factory=list)  # task=evaluate: adapter folders, one pass each
-    runs: list[str] = field(default_factory=list)  # task=compare: run folders, or files of records; the first is the reference
+    models: list[str] = field(
+        default_factory=list
+    )  # task=evaluate: names in conf/model, folders or hub ids
+    adapters: list[str] = field(
+        default_factory=list
+    )  # task=evaluate: adapter folders, one pass each
+    runs: list[str] = field(
+        default_factory=list
+    )  # task=compare: run folders, or files of records; the first is the reference
     everything: bool = False  # task=validate: every model, data set, adapter and experiment in conf/ instead of this composition
     force: list[str] = field(default_factory=list)  # stages to run again, of STAGES
     verify: bool = False  # read every artifact that is used in full; else only where its size or time has changed
@@ -468,5 +556,9 @@ def register() -> None:
         store.store(group="schema/transfer", name=name, node=node)
     for method, schema in ADAPTER_SCHEMAS.items():
         store.store(group="schema/adapter", name=method, node=schema)
-    OmegaConf.register_new_resolver("paw.lr", lambda mode, causal, classify: classify if mode == "classify" else causal, replace=True)
+    OmegaConf.register_new_resolver(
+        "paw.lr",
+        lambda mode, causal, classify: classify if mode == "classify" else causal,
+        replace=True,
+    )
     OmegaConf.register_new_resolver("paw.embedded", lambda name: str(embedded(name)), replace=True)

@@ -1,136 +1,132 @@
-"""Examples as tokens, cut where the context ends, equally for training and scoring."""
+"""Stage `encode`: a split as arrays of tokens, made once for all trainings on it and mapped into memory by every process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from paw.data.example import Turns
+import numpy as np
+
+from paw.config.checks import transient
+from paw.config.schema import DatasetConfig
+from paw.data.example import Example
+from paw.data.load import examples, listed
+from paw.data.tokenise import Encoded, encode, encode_for_head
 from paw.errors import DataError
+from paw.models.load import load_tokenizer
+from paw.store import Input, Stage, Watch
 
-if TYPE_CHECKING:
-    import torch
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of a context with its continuation, which starts at `start`; or of a text with its class or value."""
-
-    ids: tuple[int, ...]
-    start: int
-    label: float = 0.0
+STAGE = Stage("encode", "1", "paw.data.encode:tokens")
+IDS, BOUNDS, STARTS, LABELS = "ids.npy", "bounds.npy", "starts.npy", "labels.npy"
 
 
-def encode(tokenizer: Any, pairs: Sequence[tuple[str | Turns, str]], chat: bool, close: bool = False) -> list[Encoded]:
-    """Contexts with continuations as tokens. The whole is encoded and cut at the longest common prefix with the context
-    alone, so that merges across the boundary count as continuation, as in the harness.
+@dataclass
+class EncodeStage:
+    dataset: DatasetConfig
+    split: str
+    form: str  # likelihood, letter or classify
+    encoder: bool = (
+        False  # classify: read sentences and pairs as an encoder does, not as one prompt
+    )
+    close: bool = False  # end answers with the model's end token
+    max_length: int = 1024
+    limit: int | None = None  # the first rows only
+    trust_remote_code: bool = transient(False)
+
+
+def tokens(
+    config: EncodeStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
+    """Writes the gold rows of a split.
 
     Args:
-        chat: put contexts into the model's own chat template. Conversations are, in any case.
-        close: end the continuation as the model ends a text or its turn, so that training teaches it to stop.
+        inputs: `data`, and `tokenizer`, a model's folder known by its tokenizer alone.
 
     Raises:
-        DataError: if a template is needed and the tokenizer has none, or a continuation is empty.
+        DataError: for rows that cannot be used, or if all are longer than max_length.
     """
-    texts = [_texts(tokenizer, context, continuation, chat, close) for context, continuation in pairs]
-    contexts = sorted({(c, plain) for c, _, plain in texts})
-    alone: dict[tuple[str, bool], list[int]] = {}
-    whole: list[list[int]] = [[]] * len(texts)
-    for special in (True, False):  # a template writes its own special tokens
-        mine = [c for c, plain in contexts if plain == special]
-        rows = [i for i, (_, _, plain) in enumerate(texts) if plain == special]
-        if rows:
-            ids = tokenizer(mine, add_special_tokens=special).input_ids
-            alone |= {(c, special): found for c, found in zip(mine, ids, strict=True)}
-            ids = tokenizer([texts[i][0] + texts[i][1] for i in rows], add_special_tokens=special).input_ids
-            for i, found in zip(rows, ids, strict=True):
-                whole[i] = found
-    out = []
-    for (context, continuation, plain), ids in zip(texts, whole, strict=True):
-        start = common(alone[context, plain], ids)
-        ids = _open(tokenizer, ids, continuation)
-        if start >= len(ids) or not continuation.strip():
-            raise DataError(f"an empty choice after {context[-60:]!r}: there is nothing to score.")
-        if close and plain and tokenizer.eos_token_id is not None:
-            ids = [*ids, tokenizer.eos_token_id]
-        out.append(Encoded(tuple(ids), max(start, 1)))
-    return out
+    left_out: Counter[str] = Counter()
+    found = examples(inputs["data"].path, config.dataset, config.split, config.form, left_out)[
+        : config.limit
+    ]
+    rows = _encoded(
+        found, config, load_tokenizer(inputs["tokenizer"].path, config.trust_remote_code)
+    )
+    kept = [
+        (row, _label(e))
+        for row, e in zip(rows, found, strict=True)
+        if len(row.ids) <= config.max_length
+    ]
+    if not kept:
+        raise DataError(
+            f"{inputs['data'].path}: all {len(rows)} examples are longer than {config.max_length} tokens, the most that "
+            "train.max_length and the model allow. Raise it, or shorten them."
+        )
+    if len(kept) < len(rows):
+        left_out[f"more than {config.max_length} tokens"] = len(rows) - len(kept)
+    if left_out:
+        watch.say(f"{config.dataset.name}, {config.split}: left out {listed(left_out)}")
+    lengths = np.array([len(row.ids) for row, _ in kept])
+    np.save(out / IDS, np.concatenate([np.array(row.ids, dtype=np.int32) for row, _ in kept]))
+    np.save(out / BOUNDS, np.concatenate([[0], lengths.cumsum()]))
+    np.save(out / STARTS, np.array([row.start for row, _ in kept], dtype=np.int32))
+    np.save(out / LABELS, np.array([label for _, label in kept], dtype=np.float32))
+    first = found[0]
+    classes = (
+        list(first.continuations) if config.form == "classify" and first.value is None else None
+    )
+    return {
+        "rows": len(kept),
+        "left_out": dict(left_out),
+        "tokens": int(lengths.sum()),
+        "longest": int(lengths.max()),
+        "classes": classes,
+    }
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[Encoded]:
-    """One sentence or a pair as an encoder reads it; `start` is where the second begins, or the end."""
-    out = []
-    for text in texts:
-        found = tokenizer(*text)
-        second = next((i for i, s in enumerate(found.sequence_ids()) if s == 1), len(found.input_ids))
-        out.append(Encoded(tuple(found.input_ids), second))
-    return out
+def _encoded(found: Sequence[Example], config: EncodeStage, tokenizer: Any) -> list[Encoded]:
+    dataset = config.dataset
+    if config.form != "classify":
+        return encode(
+            tokenizer,
+            [(e.contexts[e.gold], e.continuations[e.gold]) for e in found],
+            dataset.chat,
+            config.close,
+        )
+    return encode_for_head(
+        tokenizer,
+        [e.texts for e in found],
+        [e.contexts[0] for e in found],
+        config.encoder,
+        dataset.chat,
+    )
 
 
-def encode_for_head(
-    tokenizer: Any, sentences: Sequence[tuple[str, ...]], prompts: Sequence[str | Turns], encoder: bool, chat: bool
-) -> list[Encoded]:
-    """Rows to be classified: sentences and pairs as an encoder reads them, one prompt as others do."""
-    if encoder:
-        return encode_texts(tokenizer, sentences)
-    return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, prompts, chat)]
+def _label(example: Example) -> float:
+    return float(example.gold) if example.value is None else example.value
 
 
-def _texts(tokenizer: Any, context: str | Turns, continuation: str, chat: bool, close: bool) -> tuple[str, str, bool]:
-    """Context and continuation in words, and whether they are plain or a template's."""
-    if isinstance(context, str) and not chat:
-        return context, continuation, True
-    before = _as_chat(tokenizer, context)
-    after = continuation.lstrip(" ")
-    if close:
-        turns = [*_turns(context), {"role": "assistant", "content": after}]
-        said = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        after = said[len(before) :] if said.startswith(before) else after + (tokenizer.eos_token or "")
-    return before, after, False
+class Rows:
+    """The rows of a finished `encode` stage, read from the disk as they are asked for."""
 
+    def __init__(self, folder: Path) -> None:
+        self._ids = np.load(folder / IDS, mmap_mode="r")
+        self.bounds, self.starts, self.labels = (
+            np.load(folder / name) for name in (BOUNDS, STARTS, LABELS)
+        )
 
-def common(a: Sequence[int], b: Sequence[int]) -> int:
-    """The length of the longest common prefix."""
-    n = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        n += 1
-    return n
+    def __len__(self) -> int:
+        return len(self.starts)
 
+    def __getitem__(self, index: int) -> Encoded:
+        low, high = self.bounds[index], self.bounds[index + 1]
+        return Encoded(
+            tuple(self._ids[low:high].tolist()), int(self.starts[index]), float(self.labels[index])
+        )
 
-def encode_prompts(tokenizer: Any, contexts: Sequence[str | Turns], chat: bool) -> list[tuple[int, ...]]:
-    """Contexts alone as tokens, to be continued."""
-    out = []
-    for context in contexts:
-        plain = isinstance(context, str) and not chat
-        text = context if isinstance(context, str) and plain else _as_chat(tokenizer, context)
-        out.append(tuple(_open(tokenizer, tokenizer(text, add_special_tokens=plain).input_ids, text)))
-    return out
-
-
-def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
-    """Tokens without the end that some tokenizers close every text with."""
-    end = tokenizer.eos_token_id
-    return ids[:-1] if end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token) else ids
-
-
-def _as_chat(tokenizer: Any, context: str | Turns) -> str:
-    if not tokenizer.chat_template:
-        raise DataError("this model's tokenizer has no chat template, which conversations and dataset.chat=true need. "
-                        "Choose a model that is made for chats, or a dataset.prompt.")  # fmt: skip
-    return str(tokenizer.apply_chat_template(_turns(context), tokenize=False, add_generation_prompt=True))
-
-
-def _turns(context: str | Turns) -> list[dict[str, str]]:
-    turns = (("user", context),) if isinstance(context, str) else context
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of different length as one int64 tensor, filled on the right."""
-    import torch
-
-    width = max(map(len, rows))
-    return torch.tensor([[*r, *[value] * (width - len(r))] for r in rows])
+    @property
+    def lengths(self) -> Any:
+        return np.diff(self.bounds)

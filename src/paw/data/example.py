@@ -43,5 +43,7 @@ def words(context: str | Turns) -> str:
 
 def _prompt(context: str | Turns) -> str:
     if not isinstance(context, str):
-        raise DataError("evaluate.num_fewshot: conversations take no shots before them. Set it to 0.")
+        raise DataError(
+            "evaluate.num_fewshot: conversations take no shots before them. Set it to 0."
+        )
     return context

@@ -48,17 +48,25 @@ def split_file(dataset: DatasetConfig, split: str, data_dir: str | None, watch: 
                 return folder / f"{base}{ending}"
         if folder.is_dir():
             have = ", ".join(sorted(p.name for p in folder.glob("*.jsonl*"))) or "no .jsonl files"
-            raise DataError(f"{dataset.name}: {folder} has no split {base!r} ({base}.jsonl or .jsonl.gz); it has {have}.")
+            raise DataError(
+                f"{dataset.name}: {folder} has no split {base!r} ({base}.jsonl or .jsonl.gz); it has {have}."
+            )
     if dataset.path:
         raise DataError(f"{dataset.name}: dataset.path {dataset.path} does not exist.")
     if not dataset.hub:
-        raise DataError(f"{dataset.name}: has neither path nor hub, and is not in {data_dir or 'paths.data_dir (not set)'}. "
-                        "Set dataset.path=FILE_OR_FOLDER.")  # fmt: skip
+        raise DataError(
+            f"{dataset.name}: has neither path nor hub, and is not in {data_dir or 'paths.data_dir (not set)'}. "
+            "Set dataset.path=FILE_OR_FOLDER."
+        )
     return _from_hub(dataset, base, folders, watch)
 
 
 def examples(
-    file: Path, dataset: DatasetConfig, split: str, form: str = "likelihood", skipped: Counter[str] | None = None
+    file: Path,
+    dataset: DatasetConfig,
+    split: str,
+    form: str = "likelihood",
+    skipped: Counter[str] | None = None,
 ) -> list[Example]:
     """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's good rows in order.
 
@@ -77,15 +85,21 @@ def examples(
         try:
             example = _example(line, text, kind, render, dataset)
             if example.id in seen:
-                raise _Bad("a second time the same id", f"the id {example.id!r} occurs twice. Give every row its own.")
+                raise _Bad(
+                    "a second time the same id",
+                    f"the id {example.id!r} occurs twice. Give every row its own.",
+                )
             if form == "classify" and example.continuations != (classes or example.continuations):
                 said = f"its classes {some(example.continuations)} are not those of the first row, {some(classes or ())}."
                 raise _Bad(
-                    "other classes", f"{said} A classifier needs the same for all; compare such choices with evaluate.mode=likelihood."
+                    "other classes",
+                    f"{said} A classifier needs the same for all; compare such choices with evaluate.mode=likelihood.",
                 )
         except _Bad as bad:
             if dataset.bad_rows == "refuse":
-                raise DataError(f"{file}, line {line}: {bad.text} Fix the row, or leave such rows out: dataset.bad_rows=skip.") from None
+                raise DataError(
+                    f"{file}, line {line}: {bad.text} Fix the row, or leave such rows out: dataset.bad_rows=skip."
+                ) from None
             if skipped is not None:
                 skipped[bad.reason] += 1
             continue
@@ -95,7 +109,16 @@ def examples(
     return _part(out, split, file, dataset)
 
 
-READ = {"id", "question", "choices", "labels", "answer", "text", "pair", "messages"}  # of a row, whatever the prompt
+READ = {
+    "id",
+    "question",
+    "choices",
+    "labels",
+    "answer",
+    "text",
+    "pair",
+    "messages",
+}  # of a row, whatever the prompt
 
 
 def unused(file: Path, dataset: DatasetConfig) -> list[str]:
@@ -103,7 +126,11 @@ def unused(file: Path, dataset: DatasetConfig) -> list[str]:
     question would otherwise be left out in silence."""
     kind = kind_named(dataset.kind)
     line = next(_lines(file), None)
-    if line is None or getattr(kind, "render", None) is not question.render or cache_dir() in file.parents:
+    if (
+        line is None
+        or getattr(kind, "render", None) is not question.render
+        or cache_dir() in file.parents
+    ):
         return []
     try:
         row = json.loads(line[1])
@@ -112,8 +139,17 @@ def unused(file: Path, dataset: DatasetConfig) -> list[str]:
     if not isinstance(row, dict) or "labels" not in row:  # the hub's own rows are the kind's affair
         return []
     reads: set[str] = getattr(kind, "READS", set())
-    named = {name for prompt in (dataset.prompt, dataset.letter_prompt) for _, name, _, _ in Formatter().parse(prompt) if name}
-    return sorted(key for key, value in row.items() if isinstance(value, str) and key not in READ | named | reads)
+    named = {
+        name
+        for prompt in (dataset.prompt, dataset.letter_prompt)
+        for _, name, _, _ in Formatter().parse(prompt)
+        if name
+    }
+    return sorted(
+        key
+        for key, value in row.items()
+        if isinstance(value, str) and key not in READ | named | reads
+    )
 
 
 def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
@@ -127,13 +163,21 @@ def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
         try:
             row = json.loads(text)
             prompt = str(row["prompt"]) if "prompt" in row else dataset.prompt.format(**row)
-            found = {"prompt": prompt, "chosen": str(row["chosen"]), "rejected": str(row["rejected"])}
+            found = {
+                "prompt": prompt,
+                "chosen": str(row["chosen"]),
+                "rejected": str(row["rejected"]),
+            }
         except ValueError:
             raise DataError(f"{file}, line {line}: is not JSON.") from None
         except (KeyError, TypeError) as e:
-            raise DataError(f"{file}, line {line}: has no field {e}; a preference is {{prompt, chosen, rejected}}.") from None
+            raise DataError(
+                f"{file}, line {line}: has no field {e}; a preference is {{prompt, chosen, rejected}}."
+            ) from None
         if found["chosen"].strip() == found["rejected"].strip():
-            raise DataError(f"{file}, line {line}: both answers are the same, so neither is to be preferred. Leave the row out.")
+            raise DataError(
+                f"{file}, line {line}: both answers are the same, so neither is to be preferred. Leave the row out."
+            )
         out.append(found)
     return _part(out, split, file, dataset)
 
@@ -146,7 +190,13 @@ class _Bad(Exception):
         self.reason, self.text = reason, text
 
 
-def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetConfig], Example], dataset: DatasetConfig) -> Example:
+def _example(
+    line: int,
+    text: str,
+    kind: Kind,
+    render: Callable[[Row, DatasetConfig], Example],
+    dataset: DatasetConfig,
+) -> Example:
     try:
         row = json.loads(text)
     except ValueError:
@@ -161,14 +211,22 @@ def _example(line: int, text: str, kind: Kind, render: Callable[[Row, DatasetCon
         row["id"] = str(row.get("id", line))
         example = replace(render(row, dataset), line=line)
     except KeyError as e:
-        raise _Bad("a missing field", f"has no field {e}, which {dataset.name} needs (its prompt and kind name it).") from None
+        raise _Bad(
+            "a missing field",
+            f"has no field {e}, which {dataset.name} needs (its prompt and kind name it).",
+        ) from None
     except ValueError:
         said = f"the answer {row.get('answer')!r} is not among the labels {row.get('labels')}. Use a split that has gold labels."
         raise _Bad("no gold label", said) from None
     except (TypeError, AttributeError, IndexError) as e:
-        raise _Bad("another form", f"is not of the form that kind {dataset.kind!r} reads ({e}).") from None
+        raise _Bad(
+            "another form", f"is not of the form that kind {dataset.kind!r} reads ({e})."
+        ) from None
     if example.gold >= len(example.continuations):
-        raise _Bad("fewer choices than labels", f"has {len(example.continuations)} choices, but the answer is number {example.gold + 1}.")
+        raise _Bad(
+            "fewer choices than labels",
+            f"has {len(example.continuations)} choices, but the answer is number {example.gold + 1}.",
+        )
     for i, choice in enumerate(example.continuations):
         if not choice.strip():
             raise _Bad("an empty choice", f"choice {i + 1} is empty, so there is nothing to score.")
@@ -210,7 +268,9 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 def _parts(split: str) -> tuple[str, float, float]:
     match = SPLIT.fullmatch(split)
     if not match:
-        raise DataError(f"split {split!r}: write a name, or a name with percentages such as train[:99%].")
+        raise DataError(
+            f"split {split!r}: write a name, or a name with percentages such as train[:99%]."
+        )
     low, high = match["low"] or "0%", match["high"] or "100%"
     return match["base"], int(low[:-1]) / 100, int(high[:-1]) / 100
 
@@ -220,7 +280,11 @@ def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch
     hub = dataset.hub or ""
     parts = [hub, dataset.subset or "", dataset.revision or "", dataset.kind, NORMALISED]
     if Path(hub).is_dir():  # a folder may change; the hub's revisions are its own affair
-        parts += [f"{p.relative_to(hub)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(Path(hub).rglob("*")) if p.is_file()]
+        parts += [
+            f"{p.relative_to(hub)} {p.stat().st_size} {p.stat().st_mtime_ns}"
+            for p in sorted(Path(hub).rglob("*"))
+            if p.is_file()
+        ]
     name = re.sub(r"[^\w.-]+", "_", hub.rstrip("/").split("/")[-1])
     out = cache_dir() / "data" / f"{name}-{digest(parts)[:12]}" / f"{base}.jsonl"
     if out.is_file():
@@ -228,20 +292,35 @@ def _from_hub(dataset: DatasetConfig, base: str, tried: list[Path], watch: Watch
     try:
         import datasets
     except ImportError:
-        raise DataError(f'{dataset.name}: reading from the hub needs the package datasets. Install it: pip install "paw[hub]".') from None
+        raise DataError(
+            f'{dataset.name}: reading from the hub needs the package datasets. Install it: pip install "paw[hub]".'
+        ) from None
     datasets.disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's to read
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries are not the user's to read
     watch.say(f"{dataset.name}: fetching split {base} of {dataset.hub}")
     try:
-        rows = datasets.load_dataset(dataset.hub, dataset.subset, split=base, revision=dataset.revision)
+        rows = datasets.load_dataset(
+            dataset.hub, dataset.subset, split=base, revision=dataset.revision
+        )
     except Exception as e:  # whatever the library raises, the user needs one line
         places = ", ".join([*map(str, tried), f"the hub ({dataset.hub})"])
         reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
-        raise DataError(f"{dataset.name}: split {base} is not in {places}: {reason} Put {base}.jsonl into "
-                        f"paths.data_dir/{dataset.name}, or set dataset.path.") from None  # fmt: skip
+        raise DataError(
+            f"{dataset.name}: split {base} is not in {places}: {reason} Put {base}.jsonl into "
+            f"paths.data_dir/{dataset.name}, or set dataset.path."
+        ) from None
     kind = kind_named(dataset.kind)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{out}.lock"), replacing(out) as beside, open(beside, "w", encoding="utf-8") as f:
+    with (
+        FileLock(f"{out}.lock"),
+        replacing(out) as beside,
+        open(beside, "w", encoding="utf-8") as f,
+    ):
         for i, row in enumerate(rows):
-            f.write(json.dumps({"id": f"{base}-{i}", **kind.normalise(dict(row))}, ensure_ascii=False) + "\n")
+            f.write(
+                json.dumps({"id": f"{base}-{i}", **kind.normalise(dict(row))}, ensure_ascii=False)
+                + "\n"
+            )
     return out

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 # gsm8k's filters in the harness, version 3.0
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-LETTER = re.compile(r"\s*(?:(?:the\s+)?(?:correct\s+)?answer(?:\s+is)?\s*:?\s*)?\(?([A-Z])(?:[).:,]|\s*(?:\n|$))", re.IGNORECASE)
+LETTER = re.compile(
+    r"\s*(?:(?:the\s+)?(?:correct\s+)?answer(?:\s+is)?\s*:?\s*)?\(?([A-Z])(?:[).:,]|\s*(?:\n|$))",
+    re.IGNORECASE,
+)
 
 
 def until(text: str, stop: Sequence[str]) -> str:

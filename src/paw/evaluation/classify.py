@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from paw.data.encode import Encoded, pad
 from paw.data.example import Example
+from paw.data.tokenise import Encoded, pad
 from paw.errors import AdapterError
 from paw.evaluation.statistics import interval, standard_error
 from paw.models.load import Runtime, load_classifier, load_tokenizer, tells_pairs
@@ -41,14 +41,24 @@ def outputs(
 
     known = classes_of(adapter.path)
     if known is not None and classes is not None and list(known) != list(classes):
-        raise AdapterError(f"{adapter.path}: its head knows {len(known)} classes ({some(known)}), the data has {len(classes)} "
-                           f"({some(classes)}). Use the data set it was trained on.")  # fmt: skip
+        raise AdapterError(
+            f"{adapter.path}: its head knows {len(known)} classes ({some(known)}), the data has {len(classes)} "
+            f"({some(classes)}). Use the data set it was trained on."
+        )
     base, _ = load_classifier(model.path, runtime, classes, trust_remote_code)
-    ready, tokenizer = attach(base, adapter.path, model.fingerprint), load_tokenizer(model.path, trust_remote_code)
+    ready, tokenizer = (
+        attach(base, adapter.path, model.fingerprint),
+        load_tokenizer(model.path, trust_remote_code),
+    )
     pairs = tells_pairs(base, tokenizer)
     with torch.inference_mode():
         for places in batches([len(r.ids) for r in rows], tokens):
-            yield places, class_logits(ready, [rows[i] for i in places], tokenizer.pad_token_id, pairs).cpu().numpy()
+            yield (
+                places,
+                class_logits(ready, [rows[i] for i in places], tokenizer.pad_token_id, pairs)
+                .cpu()
+                .numpy(),
+            )
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -71,7 +81,9 @@ def class_logits(model: Any, rows: Sequence[Encoded], pad_id: int, pairs: bool) 
         "attention_mask": pad([[1] * len(r.ids) for r in rows], 0).to(device),
     }
     if pairs:
-        ask["token_type_ids"] = pad([[0] * r.start + [1] * (len(r.ids) - r.start) for r in rows], 0).to(device)
+        ask["token_type_ids"] = pad(
+            [[0] * r.start + [1] * (len(r.ids) - r.start) for r in rows], 0
+        ).to(device)
     return model(**ask).logits.float()
 
 
@@ -91,27 +103,53 @@ def record(question: Example, output: np.ndarray[Any, Any]) -> Record:
     output = output.astype(np.float64)
     if question.value is not None:
         found = float(output[0])
-        return {"id": question.id, "gold": 0, "value": question.value, "prediction": found, "prediction_norm": 0, "correct": None,
-                "loglikelihoods": [-((found - question.value) ** 2)], "tokens": [1]}  # fmt: skip
+        return {
+            "id": question.id,
+            "gold": 0,
+            "value": question.value,
+            "prediction": found,
+            "prediction_norm": 0,
+            "correct": None,
+            "loglikelihoods": [-((found - question.value) ** 2)],
+            "tokens": [1],
+        }
     logs = output - output.max()
     logs = logs - math.log(np.exp(logs).sum())
     best = int(logs.argmax())
-    return {"id": question.id, "gold": question.gold, "prediction": best, "prediction_norm": best, "correct": best == question.gold,
-            "loglikelihoods": logs.tolist(), "tokens": [1] * len(logs)}  # fmt: skip
+    return {
+        "id": question.id,
+        "gold": question.gold,
+        "prediction": best,
+        "prediction_norm": best,
+        "correct": best == question.gold,
+        "loglikelihoods": logs.tolist(),
+        "tokens": [1] * len(logs),
+    }
 
 
 def metrics(records: Sequence[Record]) -> dict[str, Any]:
     """Accuracy with its error, and over the classes the means of precision, recall and F1, and Matthews' correlation (Gorodkin's
     for more than two classes); of values Pearson's and Spearman's correlation. Loss is nats, or the mean squared error."""
     loss = -float(np.mean([r["loglikelihoods"][r["gold"]] for r in records]))
-    out: dict[str, Any] = {"n": len(records), "accuracy": None, "stderr": None, "low": None, "high": None, "acc_norm": None, "loss": loss}
+    out: dict[str, Any] = {
+        "n": len(records),
+        "accuracy": None,
+        "stderr": None,
+        "low": None,
+        "high": None,
+        "acc_norm": None,
+        "loss": loss,
+    }
     if "value" in records[0]:
         from scipy.stats import pearsonr, spearmanr
 
         gold, found = ([r[key] for r in records] for key in ("value", "prediction"))
         moves = len(set(found)) > 1 and len(set(gold)) > 1
-        return out | {"perplexity": None, "pearson": float(pearsonr(gold, found)[0]) if moves else 0.0,
-                      "spearman": float(spearmanr(gold, found)[0]) if moves else 0.0}  # fmt: skip
+        return out | {
+            "perplexity": None,
+            "pearson": float(pearsonr(gold, found)[0]) if moves else 0.0,
+            "spearman": float(spearmanr(gold, found)[0]) if moves else 0.0,
+        }
     right = [float(r["correct"]) for r in records]
     low, high = interval(int(sum(right)), len(right))
     out |= {
@@ -121,7 +159,11 @@ def metrics(records: Sequence[Record]) -> dict[str, Any]:
         "high": high,
         "perplexity": math.exp(min(loss, 700)),
     }
-    return out | by_class([r["gold"] for r in records], [r["prediction"] for r in records], len(records[0]["loglikelihoods"]))
+    return out | by_class(
+        [r["gold"] for r in records],
+        [r["prediction"] for r in records],
+        len(records[0]["loglikelihoods"]),
+    )
 
 
 def by_class(gold: Sequence[int], found: Sequence[int], n: int) -> dict[str, float]:

@@ -24,7 +24,9 @@ class Engines:
     _one: Engine = field(default_factory=Engine)
     _workers: list[ProcessPoolExecutor] = field(default_factory=list)
 
-    def run(self, job: Job, batches: Sequence[Batch], watch: Watch) -> Iterator[tuple[int, list[Any]]]:
+    def run(
+        self, job: Job, batches: Sequence[Batch], watch: Watch
+    ) -> Iterator[tuple[int, list[Any]]]:
         """Every batch's number and results, as they are done."""
         total, done, told = sum(map(len, batches)), 0, set[str]()
         for i, results, notes in self._results(job, batches):
@@ -44,7 +46,9 @@ class Engines:
         if self._one._held:
             self._one.release()
 
-    def _results(self, job: Job, batches: Sequence[Batch]) -> Iterator[tuple[int, list[Any], list[str]]]:
+    def _results(
+        self, job: Job, batches: Sequence[Batch]
+    ) -> Iterator[tuple[int, list[Any], list[str]]]:
         count = min(job.runtime.devices, len(batches))
         if count <= 1:
             for i, batch in enumerate(batches):
@@ -62,8 +66,10 @@ class Engines:
                 yield futures[future], results, notes
         except BrokenProcessPool:
             self._workers.clear()
-            raise StageError("evaluate: the process of one device died, perhaps for want of memory. "
-                             "Set evaluate.batch_tokens lower, or hardware.devices=1.") from None  # fmt: skip
+            raise StageError(
+                "evaluate: the process of one device died, perhaps for want of memory. "
+                "Set evaluate.batch_tokens lower, or hardware.devices=1."
+            ) from None
         finally:
             for future in futures:
                 future.cancel()
@@ -74,7 +80,9 @@ class Engines:
         while len(self._workers) < runtime.devices:
             device = f"cuda:{len(self._workers)}" if runtime.device == "cuda" else runtime.device
             threads = max(1, (os.cpu_count() or 1) // runtime.devices)
-            self._workers.append(ProcessPoolExecutor(1, get_context("spawn"), _begin, (device, threads)))
+            self._workers.append(
+                ProcessPoolExecutor(1, get_context("spawn"), _begin, (device, threads))
+            )
 
 
 _ENGINE = Engine()  # of a worker process

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.errors import StageError
 from paw.evaluation.plan import Batch, Scoring, Writing
 from paw.evaluation.trees import Packed, Tree, behind_past, chain, pack, tree, visible
@@ -51,7 +51,14 @@ class Engine:
 
     def release(self) -> None:
         """Gives the memory back."""
-        self._held, self._model, self._job, self._adapted, self._past, self._most = (), None, None, None, [], None
+        self._held, self._model, self._job, self._adapted, self._past, self._most = (
+            (),
+            None,
+            None,
+            None,
+            [],
+            None,
+        )
         free_memory()
 
     def run(self, job: Job, batch: Batch) -> list[Any]:
@@ -64,7 +71,9 @@ class Engine:
                     self._prepare(job)
                 except (RuntimeError, MemoryError) as e:
                     if out_of_memory(e):
-                        raise StageError(f"evaluate: the model does not fit into the memory of {job.runtime.device}.") from None
+                        raise StageError(
+                            f"evaluate: the model does not fit into the memory of {job.runtime.device}."
+                        ) from None
                     raise
             return self._fitting(batch)
 
@@ -76,10 +85,14 @@ class Engine:
                 if not out_of_memory(e):
                     raise
                 if not batch.halves():
-                    raise StageError(f"evaluate: one question of {batch.tokens()} tokens does not fit into memory. "
-                                     "Use a device with more of it, or fewer shots.") from None  # fmt: skip
+                    raise StageError(
+                        f"evaluate: one question of {batch.tokens()} tokens does not fit into memory. "
+                        "Use a device with more of it, or fewer shots."
+                    ) from None
             self._most = batch.tokens() // 2
-            self.notes.append(f"out of memory: batches of at most {self._most} tokens from here (evaluate.batch_tokens sets it)")
+            self.notes.append(
+                f"out of memory: batches of at most {self._most} tokens from here (evaluate.batch_tokens sets it)"
+            )
             free_memory()
         return [x for half in batch.halves() for x in self._fitting(half)]
 
@@ -133,7 +146,9 @@ class Engine:
             return True
         if any(p != p for p in plain):
             return True  # not the packing's fault: the caller refuses scores that are not finite
-        self.notes.append("this model does not take packed questions: every choice is scored in a row of its own, more slowly")
+        self.notes.append(
+            "this model does not take packed questions: every choice is scored in a row of its own, more slowly"
+        )
         return False
 
     # ---- scoring
@@ -142,14 +157,20 @@ class Engine:
         if self._trees:
             return self._packed_scores(batch.rows)
         prefix = self._job.prefix if self._job else ()
-        return [[self._alone(_row(t, i, prefix)) for i in range(len(t.scored))] for row in batch.rows for t in row]
+        return [
+            [self._alone(_row(t, i, prefix)) for i in range(len(t.scored))]
+            for row in batch.rows
+            for t in row
+        ]
 
     def _alone(self, row: Encoded) -> float:
         """One row without any filling, through the adapter's own forward pass."""
         from paw.evaluation.likelihood import label_logprobs
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, that virtual tokens take no position ids: without filling they need none
+            warnings.simplefilter(
+                "ignore"
+            )  # PEFT's, that virtual tokens take no position ids: without filling they need none
             return float(label_logprobs(self._whole(), [row], 0).sum())
 
     def _whole(self) -> Any:
@@ -192,9 +213,14 @@ class Engine:
 
         def additive(window: int | None) -> torch.Tensor:
             found = seen(window)
-            return torch.zeros(found.shape, dtype=dtype, device=found.device).masked_fill_(~found, torch.finfo(dtype).min)
+            return torch.zeros(found.shape, dtype=dtype, device=found.device).masked_fill_(
+                ~found, torch.finfo(dtype).min
+            )
 
-        types, window = set(getattr(config, "layer_types", None) or ()), getattr(config, "sliding_window", None)
+        types, window = (
+            set(getattr(config, "layer_types", None) or ()),
+            getattr(config, "sliding_window", None),
+        )
         if "sliding_attention" not in types:
             return additive(None if types else window)
         return {t: additive(window if t == "sliding_attention" else None) for t in types}
@@ -217,19 +243,32 @@ class Engine:
         cache = growing(self._past, n)
         rows, out, step = list(range(n)), [list[int]() for _ in range(n)], 0
         while rows:
-            first, count = width + step - ids.shape[1], ids.shape[1]  # where the new tokens stand, how many they are
+            first, count = (
+                width + step - ids.shape[1],
+                ids.shape[1],
+            )  # where the new tokens stand, how many they are
             query = torch.arange(first, first + count, device=device)
             position = (query - filled[:, None]).clamp_min(0) + past
             mask = self._masks(partial(_behind, past, query, filled, position))
-            logits = self._model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache,
-                                 use_cache=True, logits_to_keep=1).logits[:, -1]  # fmt: skip
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
             chosen = logits.argmax(-1).tolist()
             step += 1
             going = []
             for k, (row, token) in enumerate(zip(rows, chosen, strict=True)):
                 out[row].append(token)
                 tail = tokenizer.decode(out[row][-32:])
-                if token not in ends and len(out[row]) < batch.limit and not any(s in tail for s in batch.stop):
+                if (
+                    token not in ends
+                    and len(out[row]) < batch.limit
+                    and not any(s in tail for s in batch.stop)
+                ):
                     going.append(k)
             if len(going) < len(rows):
                 keep = torch.tensor(going, dtype=torch.long, device=device)
@@ -246,9 +285,14 @@ class Engine:
         assert self._job is not None
         ids = torch.tensor([[*self._job.prefix, *prompt]], device=self._model.device)
         done = self._whole().generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=batch.limit, do_sample=False,
-            stop_strings=list(batch.stop) or None, tokenizer=self._tokenizer, pad_token_id=self._job.pad_id,
-        )  # fmt: skip
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=batch.limit,
+            do_sample=False,
+            stop_strings=list(batch.stop) or None,
+            tokenizer=self._tokenizer,
+            pad_token_id=self._job.pad_id,
+        )
         return list(done[0, ids.shape[1] :].tolist())
 
     def _ends(self) -> set[int]:
@@ -258,12 +302,16 @@ class Engine:
         return {x for x in found if x is not None}
 
 
-def _behind(past: int, query: torch.Tensor, filled: torch.Tensor, position: torch.Tensor, window: int | None) -> torch.Tensor:
+def _behind(
+    past: int, query: torch.Tensor, filled: torch.Tensor, position: torch.Tensor, window: int | None
+) -> torch.Tensor:
     """What tokens at places `query` of left-filled rows see: the past, and what stands before them and is no filling."""
     import torch
 
     key = torch.arange(int(query[-1]) + 1, device=query.device)
-    seen = (key[None, :] <= query[:, None])[None] & ((key >= filled[:, None])[:, None] | (key[None, :] == query[:, None])[None])
+    seen = (key[None, :] <= query[:, None])[None] & (
+        (key >= filled[:, None])[:, None] | (key[None, :] == query[:, None])[None]
+    )
     if window is not None:
         seen = seen & (query[:, None] - key < window)
     return behind_past(seen, position, past, window)

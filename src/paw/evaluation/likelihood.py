@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from paw.data.encode import Encoded, pad
+from paw.data.tokenise import Encoded, pad
 
 if TYPE_CHECKING:
     import torch
@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 @contextmanager
 def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """Inside, only the hidden states that `pick` takes (rows × places × d to n × d) reach the output projection."""
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: (pick(args[0])[None],))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: (pick(args[0])[None],)
+    )
     try:
         yield
     finally:
         hook.remove()
 
 
-def label_logprobs(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False) -> torch.Tensor:
+def label_logprobs(
+    model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False
+) -> torch.Tensor:
     """Log-probabilities of all continuation tokens, row after row: one float32 each."""
     logits, labels = label_logits(model, rows, pad_id, packed)
     return logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
 
 
-def label_logits(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def label_logits(
+    model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits that predict the continuation tokens (n × vocabulary, float32), row after row, and those tokens (n).
 
     Only the positions that predict one reach the output projection: they are picked from its input, and the model does to
@@ -45,16 +51,25 @@ def label_logits(model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool 
     lengths = [len(r.ids) for r in rows]
     if packed:
         ids = torch.tensor([[token for r in rows for token in r.ids]], device=device)
-        more: dict[str, Any] = {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None].to(device), "segments": tuple(lengths)}
+        more: dict[str, Any] = {
+            "position_ids": torch.cat([torch.arange(n) for n in lengths])[None].to(device),
+            "segments": tuple(lengths),
+        }
         corners = [(0, begin) for begin in (0, *accumulate(lengths[:-1]))]
     else:
         ids = pad([r.ids for r in rows], pad_id).to(device)
         more = {"attention_mask": pad([[1] * n for n in lengths], 0).to(device)}
         corners = [(i, 0) for i in range(len(rows))]
     # a token is predicted one position before it
-    places = [(i, begin + n - 1) for (i, begin), r in zip(corners, rows, strict=True) for n in range(r.start, len(r.ids))]
+    places = [
+        (i, begin + n - 1)
+        for (i, begin), r in zip(corners, rows, strict=True)
+        for n in range(r.start, len(r.ids))
+    ]
     row, place = torch.tensor(places, device=device).unbind(-1)
     width = ids.shape[1]
-    with projecting(model, lambda hidden: hidden[row, hidden.shape[1] - width + place]):  # virtual tokens may stand before
+    with projecting(
+        model, lambda hidden: hidden[row, hidden.shape[1] - width + place]
+    ):  # virtual tokens may stand before
         logits = model(input_ids=ids, use_cache=False, **more).logits[0].float()
     return logits, ids[row, place + 1]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-Layers = list[tuple["torch.Tensor", "torch.Tensor"]]  # keys and values of a layer: (1 × heads × tokens × head size)
+Layers = list[
+    tuple["torch.Tensor", "torch.Tensor"]
+]  # keys and values of a layer: (1 × heads × tokens × head size)
 
 
 def borrowed(layers: Layers) -> Any:
@@ -18,7 +20,9 @@ def borrowed(layers: Layers) -> Any:
     from transformers import DynamicCache
 
     class Borrowed(DynamicCache):  # type: ignore[misc]
-        def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        def update(
+            self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> Any:
             (keys, values), n = layers[layer_idx], len(key_states)
             return (
                 torch.cat([keys.expand(n, -1, -1, -1), key_states], dim=-2),
@@ -37,7 +41,9 @@ def growing(layers: Layers, rows: int = 1) -> Any:
 
     if not layers:
         return DynamicCache()
-    return DynamicCache(ddp_cache_data=[(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in layers])
+    return DynamicCache(
+        ddp_cache_data=[(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in layers]
+    )
 
 
 def length(layers: Layers) -> int:
@@ -60,5 +66,10 @@ def virtual_tokens(model: Any) -> Layers:
         return taken(prompt)
     base = model.get_base_model()
     cache = growing([])
-    base(inputs_embeds=prompt.to(next(base.parameters()).dtype), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    base(
+        inputs_embeds=prompt.to(next(base.parameters()).dtype),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return taken(cache)

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.evaluation.trees import Tree, shared_prefix, tree
 
 WORTH = 48  # shared tokens from which a cache pays
@@ -23,7 +23,11 @@ class Scoring:
 
     def halves(self) -> list[Scoring]:
         rows = self.rows if len(self.rows) > 1 else tuple((t,) for t in self.rows[0])
-        return [Scoring(rows[: len(rows) // 2]), Scoring(rows[len(rows) // 2 :])] if len(rows) > 1 else []
+        return (
+            [Scoring(rows[: len(rows) // 2]), Scoring(rows[len(rows) // 2 :])]
+            if len(rows) > 1
+            else []
+        )
 
     def tokens(self) -> int:
         return len(self.rows) * max(sum(map(len, row)) for row in self.rows)
@@ -42,7 +46,11 @@ class Writing:
 
     def halves(self) -> list[Writing]:
         half, n = len(self.prompts) // 2, len(self.prompts)
-        return [replace(self, prompts=self.prompts[:half]), replace(self, prompts=self.prompts[half:])] if n > 1 else []
+        return (
+            [replace(self, prompts=self.prompts[:half]), replace(self, prompts=self.prompts[half:])]
+            if n > 1
+            else []
+        )
 
     def tokens(self) -> int:
         return len(self.prompts) * (max(map(len, self.prompts)) + self.limit)
@@ -60,7 +68,9 @@ def prefix_of(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
     return found if len(found) >= WORTH and len(questions) > 1 else ()
 
 
-def plan_scoring(questions: Sequence[Sequence[Encoded]], prefix: int, tokens: int, reads: int) -> tuple[list[Scoring], list[int]]:
+def plan_scoring(
+    questions: Sequence[Sequence[Encoded]], prefix: int, tokens: int, reads: int
+) -> tuple[list[Scoring], list[int]]:
     """Questions as batches of full rows, and the order in which their scores will come.
 
     Args:
@@ -106,5 +116,7 @@ def plan_writing(
         if not batches or (len(batches[-1]) + 1) * (len(prompts[batches[-1][0]]) + limit) > tokens:
             batches.append([])
         batches[-1].append(i)
-    plan = [Writing(tuple(prompts[i][prefix:] for i in batch), limit, tuple(stop)) for batch in batches]
+    plan = [
+        Writing(tuple(prompts[i][prefix:] for i in batch), limit, tuple(stop)) for batch in batches
+    ]
     return plan, [i for batch in batches for i in batch]

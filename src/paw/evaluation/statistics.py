@@ -84,16 +84,34 @@ def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed:
     means = resampled_means(np.stack([gap, transferred - base], axis=1), seed)
     low_gap, high_gap = np.percentile(means[:, 0], [2.5, 97.5])
     if low_gap <= 0 <= high_gap or gap.mean() < 0:
-        return Gap(of, False, f"own − base is {gap.mean():+.3f}, interval [{low_gap:+.3f}, {high_gap:+.3f}]", None, None, None)
+        return Gap(
+            of,
+            False,
+            f"own − base is {gap.mean():+.3f}, interval [{low_gap:+.3f}, {high_gap:+.3f}]",
+            None,
+            None,
+            None,
+        )
     if of == "accuracy" and gap.mean() < ELIGIBLE:
-        return Gap(of, False, f"own − base is {gap.mean():+.3f}, under {ELIGIBLE}", None, None, None)
+        return Gap(
+            of, False, f"own − base is {gap.mean():+.3f}, under {ELIGIBLE}", None, None, None
+        )
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a gap bounds nothing
-        ratios = np.where(means[:, 0] > 0, means[:, 1] / means[:, 0], np.copysign(np.inf, means[:, 1]))
-    low, high = np.percentile(ratios, 2.5, method="lower"), np.percentile(ratios, 97.5, method="higher")
-    return Gap(of, True, "", float((transferred - base).mean() / gap.mean()), float(low), float(high))
+        ratios = np.where(
+            means[:, 0] > 0, means[:, 1] / means[:, 0], np.copysign(np.inf, means[:, 1])
+        )
+    low, high = (
+        np.percentile(ratios, 2.5, method="lower"),
+        np.percentile(ratios, 97.5, method="higher"),
+    )
+    return Gap(
+        of, True, "", float((transferred - base).mean() / gap.mean()), float(low), float(high)
+    )
 
 
-def mcnemar(before: Sequence[bool] | Vector, after: Sequence[bool] | Vector) -> tuple[int, int, float]:
+def mcnemar(
+    before: Sequence[bool] | Vector, after: Sequence[bool] | Vector
+) -> tuple[int, int, float]:
     """Exact McNemar test of two systems on the same questions.
 
     Returns:
@@ -110,7 +128,11 @@ def paired_t(before: Vector, after: Vector) -> float:
     """Two-sided p-value of the paired t-test; 1 where nothing differs."""
     from scipy.stats import ttest_rel
 
-    return float(ttest_rel(after, before).pvalue) if len(before) > 1 and np.ptp(after - before) > 0 else 1.0
+    return (
+        float(ttest_rel(after, before).pvalue)
+        if len(before) > 1 and np.ptp(after - before) > 0
+        else 1.0
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

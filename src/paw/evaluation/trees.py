@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paw.data.encode import Encoded, common
+from paw.data.tokenise import Encoded, common
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,9 @@ class Tree:
     ids: tuple[int, ...]
     depth: tuple[int, ...]
     end: tuple[int, ...]
-    scored: tuple[tuple[tuple[int, int], ...], ...]  # by choice: at which node which next token's log-probability counts
+    scored: tuple[
+        tuple[tuple[int, int], ...], ...
+    ]  # by choice: at which node which next token's log-probability counts
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -83,7 +85,10 @@ def chain(ids: Sequence[int]) -> Tree:
 def shared_prefix(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
     """What every row of every question begins with, at least one token short of any continuation."""
     rows = [r for q in questions for r in q]
-    low, high = min(r.ids for r in rows), max(r.ids for r in rows)  # what these share, all between them share
+    low, high = (
+        min(r.ids for r in rows),
+        max(r.ids for r in rows),
+    )  # what these share, all between them share
     return low[: min(common(low, high), min(r.start for r in rows) - 1)]
 
 
@@ -95,7 +100,9 @@ class Packed:
     depth: torch.Tensor  # (rows × length)
     end: torch.Tensor  # (rows × length)
     reads: torch.Tensor  # (n × 2) row and place of every position whose prediction is read
-    asked: torch.Tensor  # (m × 2) index into reads, and the token whose log-probability is asked there
+    asked: (
+        torch.Tensor
+    )  # (m × 2) index into reads, and the token whose log-probability is asked there
     sums: list[list[list[int]]]  # by tree and choice: indices into asked
 
 
@@ -119,14 +126,21 @@ def pack(rows: Sequence[Sequence[Tree]], pad_id: int, device: Any) -> Packed:
             row_end += (e + offset for e in t.end)
             sums.append([])
             for pairs in t.scored:
-                found = [(reads.setdefault((r, node + offset), len(reads)), token) for node, token in pairs]
+                found = [
+                    (reads.setdefault((r, node + offset), len(reads)), token)
+                    for node, token in pairs
+                ]
                 sums[-1].append([asked.setdefault(one, len(asked)) for one in found])
-        fill = width - len(row_ids)  # what fills a row sees only itself: no row of the attention is empty
+        fill = width - len(
+            row_ids
+        )  # what fills a row sees only itself: no row of the attention is empty
         ids.append(row_ids + [pad_id] * fill)
         depth.append(row_depth + [0] * fill)
         end.append([*row_end, *range(len(row_ids) + 1, width + 1)])
     tensor = partial(torch.tensor, device=device)
-    return Packed(tensor(ids), tensor(depth), tensor(end), tensor(list(reads)), tensor(list(asked)), sums)
+    return Packed(
+        tensor(ids), tensor(depth), tensor(end), tensor(list(reads)), tensor(list(asked)), sums
+    )
 
 
 def visible(packed: Packed, past: int, window: int | None = None) -> torch.Tensor:
@@ -146,7 +160,9 @@ def visible(packed: Packed, past: int, window: int | None = None) -> torch.Tenso
     return behind_past(seen, position, past, window)
 
 
-def behind_past(seen: torch.Tensor, position: torch.Tensor, past: int, window: int | None) -> torch.Tensor:
+def behind_past(
+    seen: torch.Tensor, position: torch.Tensor, past: int, window: int | None
+) -> torch.Tensor:
     """What is seen (rows × length × keys) with a past before it, as attention wants it: rows × 1 × length × past + keys.
 
     Args:

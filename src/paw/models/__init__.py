@@ -2,4 +2,6 @@
 
 import logging
 
-logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)  # it says at every import what it could have on other machines
+logging.getLogger("bitsandbytes").setLevel(
+    logging.CRITICAL
+)  # it says at every import what it could have on other machines

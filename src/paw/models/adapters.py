@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, BIRTH = "adapter_config.json", "adapter_model.safetensors", "paw.json"
 PICKLED = "adapter_model.bin"  # what older versions of PEFT wrote
 # Initialisations after which the base is no longer what it was: the adapter is relative to a residual of it.
-RESIDUAL = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
+RESIDUAL = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "corda": "CorDA",
+    "loftq": "LoftQ",
+    "lora_ga": "LoRA-GA",
+}
 PREFIX = "base_model.model."
 
 
@@ -58,8 +64,12 @@ def find_adapter(path: str) -> Path:
     if len(final or found) == 1:
         return (final or found)[0]
     if not found:
-        raise AdapterError(f"{folder}: has no {CONFIG}, nor any folder below it. Give the folder of a PEFT adapter.")
-    raise AdapterError(f"{folder}: holds {len(final or found)} adapters. Name one: {some([str(p) for p in final or found])}.")
+        raise AdapterError(
+            f"{folder}: has no {CONFIG}, nor any folder below it. Give the folder of a PEFT adapter."
+        )
+    raise AdapterError(
+        f"{folder}: holds {len(final or found)} adapters. Name one: {some([str(p) for p in final or found])}."
+    )
 
 
 def other_base(folder: Path, known: Sequence[str]) -> str | None:
@@ -81,7 +91,11 @@ def other_base(folder: Path, known: Sequence[str]) -> str | None:
 def is_factors(folder: Path) -> bool:
     """Whether an adapter is nothing but pairs of factors: LoRA without magnitudes, biases and whole modules."""
     config = read_config(folder)
-    more = (config.get("use_dora"), config.get("modules_to_save"), config.get("bias", "none") != "none")
+    more = (
+        config.get("use_dora"),
+        config.get("modules_to_save"),
+        config.get("bias", "none") != "none",
+    )
     return config["peft_type"] == "LORA" and not any(more)
 
 
@@ -98,7 +112,9 @@ def check_plain(folder: Path) -> None:
             else "convert it on its own base with PEFT, model.save_pretrained(DIR, path_initial_model_for_weight_conversion="
             "DIR_OF_THE_UNTRAINED_ADAPTER), and give DIR."
         )
-        raise AdapterError(f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; {remedy}")
+        raise AdapterError(
+            f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; {remedy}"
+        )
 
 
 def _changes_its_base(folder: Path) -> str | None:
@@ -116,7 +132,9 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     """
     config = read_config(folder)
     if config["peft_type"] != "LORA":
-        raise AdapterError(f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train with adapter=lora.")
+        raise AdapterError(
+            f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train with adapter=lora."
+        )
     check_plain(folder)
     if not isinstance(config.get("r"), int):
         raise AdapterError(f"{folder / CONFIG}: has no rank r.")
@@ -126,25 +144,35 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
         ("modules_to_save", None, "whole modules"),
     ):
         if config.get(key, none) not in (none, None, []):
-            raise AdapterError(f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without.")
+            raise AdapterError(
+                f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without."
+            )
     tensors = _tensors(folder)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
         if not match:
-            raise AdapterError(f"{folder}: unexpected tensor {key}; only lora_A and lora_B weights are read.")
+            raise AdapterError(
+                f"{folder}: unexpected tensor {key}; only lora_A and lora_B weights are read."
+            )
         if not value.isfinite().all():
-            raise AdapterError(f"{folder}: {key} has values that are not finite. The training diverged; train it again.")
+            raise AdapterError(
+                f"{folder}: {key} has values that are not finite. The training diverged; train it again."
+            )
         pairs.setdefault(match[1], {})[match[2]] = value.float()
     if not pairs:
         raise AdapterError(f"{folder}: holds no LoRA weights.")
     out = {}
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise AdapterError(f"{folder}: {module} has lora_{next(iter(pair))} but not the other factor.")
+            raise AdapterError(
+                f"{folder}: {module} has lora_{next(iter(pair))} but not the other factor."
+            )
         rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
         if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
-            raise AdapterError(f"{folder}: {module} has factors {tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}, not of rank {rank}.")
+            raise AdapterError(
+                f"{folder}: {module} has factors {tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}, not of rank {rank}."
+            )
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         out[module] = Factors(pair["A"], pair["B"] * scale)
@@ -155,8 +183,14 @@ def unfused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[s
     """Factors of fused modules as those of their parts: the same A, and the rows of B."""
     out: dict[str, Factors] = {}
     for name, factors in modules.items():
-        rows = {part: p.rows for part, p in parts.items() if p.module == name and p.rows is not None}
-        out |= {part: Factors(factors.a, factors.b[r]) for part, r in rows.items()} if rows else {name: factors}
+        rows = {
+            part: p.rows for part, p in parts.items() if p.module == name and p.rows is not None
+        }
+        out |= (
+            {part: Factors(factors.a, factors.b[r]) for part, r in rows.items()}
+            if rows
+            else {name: factors}
+        )
     return out
 
 
@@ -172,7 +206,9 @@ def fused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str
         if parts[names[0]].rows is None:
             out[module] = modules[names[0]]
             continue
-        height = max(p.rows.stop for p in parts.values() if p.module == module and p.rows is not None)
+        height = max(
+            p.rows.stop for p in parts.values() if p.module == module and p.rows is not None
+        )
         columns: list[torch.Tensor] = []
         rows: list[torch.Tensor] = []
         for name in names:
@@ -198,9 +234,16 @@ def write_adapter(folder: Path, modules: Mapping[str, Factors], base_name: str |
     rank = max(factors.rank for factors in modules.values())
     others = {name: factors.rank for name, factors in modules.items() if factors.rank != rank}
     config = LoraConfig(
-        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=sorted(modules), task_type="CAUSAL_LM",
-        base_model_name_or_path=base_name, inference_mode=True, rank_pattern=others, alpha_pattern=others,
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=sorted(modules),
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+        rank_pattern=others,
+        alpha_pattern=others,
+    )
     config.save_pretrained(str(folder))
     settle(folder)
     tensors = {}
@@ -239,24 +282,38 @@ def attach(model: Any, folder: Path, base: str) -> Any:
     linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
     for key, value in _tensors(folder).items():
         if not value.isfinite().all():
-            raise AdapterError(f"{folder}: {key} has values that are not finite. The training diverged; train it again.")
+            raise AdapterError(
+                f"{folder}: {key} has values that are not finite. The training diverged; train it again."
+            )
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(\.weight)?", key)
         if match and "embed" not in match[1]:
             module = linears.get(match[1])
             if module is None:
-                raise AdapterError(f"{folder}: the base has no linear module {match[1]}. It belongs to another base.")
+                raise AdapterError(
+                    f"{folder}: the base has no linear module {match[1]}. It belongs to another base."
+                )
             reads = match[2] == "A"
-            expected, actual = (module.in_features, value.shape[1]) if reads else (module.out_features, value.shape[0])
+            expected, actual = (
+                (module.in_features, value.shape[1])
+                if reads
+                else (module.out_features, value.shape[0])
+            )
             if expected != actual:
-                raise AdapterError(f"{folder}: {match[1]} {'reads' if reads else 'writes'} {actual} values, the base's {expected}. "
-                                   "It belongs to another base.")  # fmt: skip
+                raise AdapterError(
+                    f"{folder}: {match[1]} {'reads' if reads else 'writes'} {actual} values, the base's {expected}. "
+                    "It belongs to another base."
+                )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would leave them at their start
+            warnings.filterwarnings(
+                "error", message="Found missing adapter keys"
+            )  # PEFT would leave them at their start
             return PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as e:  # whatever PEFT raises, the adapter does not fit
-        raise AdapterError(f"{folder}: PEFT cannot put it on this base ({str(e).splitlines()[0][:200]}).") from None
+        raise AdapterError(
+            f"{folder}: PEFT cannot put it on this base ({str(e).splitlines()[0][:200]})."
+        ) from None
 
 
 def detach(model: Any, folder: Path) -> bool:
@@ -290,13 +347,17 @@ def classes_of(folder: Path) -> list[str] | None:
 def check_base(folder: Path, base: str) -> None:
     """Refuses an adapter that is stamped with another base's fingerprint."""
     if made_for(folder) not in (None, base):
-        raise AdapterError(f"{folder}: was made for another base model. Evaluate it on its own base, or transfer it (task=transfer).")
+        raise AdapterError(
+            f"{folder}: was made for another base model. Evaluate it on its own base, or transfer it (task=transfer)."
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """adapter_config.json of a PEFT folder."""
     if not (folder / CONFIG).is_file():
-        raise AdapterError(f"{folder}: has no {CONFIG}, so it is no PEFT adapter. Give the folder that has it.")
+        raise AdapterError(
+            f"{folder}: has no {CONFIG}, so it is no PEFT adapter. Give the folder that has it."
+        )
     try:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError:
@@ -315,15 +376,23 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         import torch
 
         try:
-            found: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+            found: dict[str, torch.Tensor] = torch.load(
+                pickled, map_location="cpu", weights_only=True
+            )
         except Exception as e:  # damaged bytes, or more than weights: nothing of it is run
             reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
-            raise AdapterError(f"{pickled}: is damaged, or holds more than weights ({reason}).") from None
-        if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise AdapterError(
+                f"{pickled}: is damaged, or holds more than weights ({reason})."
+            ) from None
+        if not isinstance(found, dict) or not all(
+            isinstance(value, torch.Tensor) for value in found.values()
+        ):
             raise AdapterError(f"{pickled}: holds no tensors by name, so it is no PEFT adapter.")
         return found
     if not file.is_file():
-        raise AdapterError(f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}.")
+        raise AdapterError(
+            f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}."
+        )
     try:
         return dict(load_file(file))
     except SafetensorError as e:

@@ -19,18 +19,28 @@ def dequantise(gguf: Path, out: Path) -> None:
     try:
         import gguf as _  # noqa: F401 - transformers needs it and says so less clearly
     except ImportError:
-        raise ModelError(f"{gguf.name}: GGUF files are read with the package gguf. Install it: pip install gguf") from None
+        raise ModelError(
+            f"{gguf.name}: GGUF files are read with the package gguf. Install it: pip install gguf"
+        ) from None
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # On a terminal the reader's own bars show progress; in a log they would flood it.
-    with contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO()):
+    with (
+        contextlib.nullcontext()
+        if sys.stderr.isatty()
+        else contextlib.redirect_stderr(io.StringIO())
+    ):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+            )
         except Exception as e:  # damaged bytes make the reader fail anywhere
             reason = (str(e).splitlines() or [type(e).__name__])[0]
-            raise ModelError(f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder.") from None
+            raise ModelError(
+                f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder."
+            ) from None
         # What was read is no longer quantised, and transformers refuses to save what claims to be.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

@@ -42,7 +42,9 @@ def heads(folder: Path) -> Heads:
         raise ModelError(f"{folder / 'config.json'}: cannot be read as JSON.") from None
     config = config.get("text_config") or config
     if "num_attention_heads" not in config or "hidden_size" not in config:
-        raise ModelError(f"{folder}: its config.json names no attention heads; this architecture is not known here.")
+        raise ModelError(
+            f"{folder}: its config.json names no attention heads; this architecture is not known here."
+        )
     query = int(config["num_attention_heads"])
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
@@ -76,7 +78,9 @@ def parts(shapes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, Part
         else:
             sizes = [rows // 2, rows // 2]
         if sum(sizes) != rows:
-            raise ModelError(f"{folder}: {module} has {rows} rows, not {' + '.join(map(str, sizes))} as its config says.")
+            raise ModelError(
+                f"{folder}: {module} has {rows} rows, not {' + '.join(map(str, sizes))} as its config says."
+            )
         start = 0
         for name, size in zip(fused, sizes, strict=True):
             out[f"{module}.{name}"] = Part(module, slice(start, start + size))

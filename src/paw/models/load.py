@@ -27,13 +27,17 @@ class Runtime:
     device: str = transient("cpu")
     devices: int = transient(1)
     strategy: str = transient("auto")
-    deepspeed: str | None = transient(None)  # a configuration of the user's own, known by its content
+    deepspeed: str | None = transient(
+        None
+    )  # a configuration of the user's own, known by its content
 
     @property
     def dtype(self) -> torch.dtype:
         import torch
 
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.precision]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
+            self.precision
+        ]
 
 
 def resolve_runtime(hardware: HardwareConfig) -> Runtime:
@@ -46,26 +50,34 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
     if hardware.threads:
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
     device, precision, count = hardware.device, hardware.precision, 0
-    if device == "cuda" or (device == "auto" and has_driver()):  # torch is only asked where a GPU may be
+    if device == "cuda" or (
+        device == "auto" and has_driver()
+    ):  # torch is only asked where a GPU may be
         import torch
 
         count = torch.cuda.device_count()
     if device == "auto":
         device = "cuda" if count else "cpu"
     if device == "cuda" and count < hardware.devices:
-        raise ConfigError(f"hardware.devices: the profile asks for {hardware.devices} GPU(s), this machine has {count}. "
-                          "Choose hardware=auto or hardware=cpu.")  # fmt: skip
+        raise ConfigError(
+            f"hardware.devices: the profile asks for {hardware.devices} GPU(s), this machine has {count}. "
+            "Choose hardware=auto or hardware=cpu."
+        )
     if precision == "auto":
         precision = "float32"
         if device == "cuda":
-            precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            precision = (
+                "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+            )
     own = str(Path(hardware.deepspeed).expanduser()) if hardware.deepspeed else None
     return Runtime(precision, device, hardware.devices, hardware.strategy, own)
 
 
 def has_driver() -> bool:
     """Whether there may be an NVIDIA GPU: cheap, and torch is not imported."""
-    return shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists() or os.name == "nt"
+    return (
+        shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists() or os.name == "nt"
+    )
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -75,9 +87,13 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(f"{folder}: its tokenizer cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]})."
+        ) from None
     if not tokenizer.is_fast:
-        raise ModelError(f"{folder}: has only a slow tokenizer, without character offsets. Convert it to tokenizer.json.")
+        raise ModelError(
+            f"{folder}: has only a slow tokenizer, without character offsets. Convert it to tokenizer.json."
+        )
     if tokenizer.pad_token_id is None:  # padding is always masked, so any token serves
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
@@ -97,7 +113,9 @@ def room(folder: Path) -> int | None:
     their tokenizer names."""
     config, names = _json(folder / "config.json"), folder / "tokenizer_config.json"
     positions = (config.get("text_config") or config).get("max_position_embeddings")
-    length = _json(names).get("model_max_length") if names.is_file() and is_encoder(folder) else None
+    length = (
+        _json(names).get("model_max_length") if names.is_file() and is_encoder(folder) else None
+    )
     known = [int(n) for n in (positions, length) if n is not None and n < 10**9]
     return min(known) if known else None
 
@@ -108,10 +126,22 @@ def is_encoder(folder: Path) -> bool:
     return any(k.endswith("ForMaskedLM") or k.startswith(ENCODERS) for k in kinds)
 
 
-ENCODERS = ("Bert", "Roberta", "Albert", "DistilBert", "Electra", "Deberta", "XLMRoberta", "ModernBert", "MPNet")
+ENCODERS = (
+    "Bert",
+    "Roberta",
+    "Albert",
+    "DistilBert",
+    "Electra",
+    "Deberta",
+    "XLMRoberta",
+    "ModernBert",
+    "MPNet",
+)
 
 
-def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False, quantise: str = "none") -> Any:
+def load_model(
+    folder: Path, runtime: Runtime, trust_remote_code: bool = False, quantise: str = "none"
+) -> Any:
     """A causal language model in eval mode on its device, parameters frozen.
 
     Args:
@@ -123,15 +153,23 @@ def load_model(folder: Path, runtime: Runtime, trust_remote_code: bool = False, 
     from transformers import AutoModelForCausalLM
 
     if is_encoder(folder):
-        raise ModelError(f"{folder}: is an encoder; this task needs a causal language model. An encoder takes evaluate.mode=classify.")
+        raise ModelError(
+            f"{folder}: is an encoder; this task needs a causal language model. An encoder takes evaluate.mode=classify."
+        )
     model, lacking = _loaded(AutoModelForCausalLM, folder, runtime, trust_remote_code, quantise)
     if lacking:  # transformers would fill them at random
-        raise ModelError(f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again.")
+        raise ModelError(
+            f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again."
+        )
     return model
 
 
 def load_classifier(
-    folder: Path, runtime: Runtime, classes: Sequence[str] | None, trust_remote_code: bool = False, quantise: str = "none"
+    folder: Path,
+    runtime: Runtime,
+    classes: Sequence[str] | None,
+    trust_remote_code: bool = False,
+    quantise: str = "none",
 ) -> tuple[Any, list[str]]:
     """A model with a head, one output a class (one value, where classes are None).
 
@@ -141,19 +179,33 @@ def load_classifier(
     from transformers import AutoModelForSequenceClassification
 
     names = dict(enumerate(classes)) if classes else {0: "value"}
-    more = {"num_labels": len(names), "id2label": names, "label2id": {v: k for k, v in names.items()}}
-    model, lacking = _loaded(AutoModelForSequenceClassification, folder, runtime, trust_remote_code, quantise, **more)
-    if model.config.get_text_config().pad_token_id is None:  # what ends a text is told by its filling
-        model.config.get_text_config().pad_token_id = load_tokenizer(folder, trust_remote_code).pad_token_id
+    more = {
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {v: k for k, v in names.items()},
+    }
+    model, lacking = _loaded(
+        AutoModelForSequenceClassification, folder, runtime, trust_remote_code, quantise, **more
+    )
+    if (
+        model.config.get_text_config().pad_token_id is None
+    ):  # what ends a text is told by its filling
+        model.config.get_text_config().pad_token_id = load_tokenizer(
+            folder, trust_remote_code
+        ).pad_token_id
     model.config.pad_token_id = model.config.get_text_config().pad_token_id
     fresh = sorted({key.rpartition(".")[0] for key in lacking})
     body = [name for name in fresh if re.search(r"\.\d+\.", name)]  # a numbered layer is no head
     if body:
-        raise ModelError(f"{folder}: its weights lack {body[0]} or have it in another shape. Fetch it again.")
+        raise ModelError(
+            f"{folder}: its weights lack {body[0]} or have it in another shape. Fetch it again."
+        )
     return model, fresh
 
 
-def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, quantise: str, **more: Any) -> tuple[Any, list[str]]:
+def _loaded(
+    auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, quantise: str, **more: Any
+) -> tuple[Any, list[str]]:
     """The model, and the names of tensors that the files lack or have in another shape."""
     from transformers import AutoConfig
 
@@ -175,7 +227,9 @@ def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, 
             **more,
         )
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(f"{folder}: cannot be loaded ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+        raise ModelError(
+            f"{folder}: cannot be loaded ({(str(e).splitlines() or [type(e).__name__])[0]})."
+        ) from None
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if not getattr(model, "quantization_method", None):
         model = model.to(runtime.device)
@@ -187,7 +241,13 @@ def _loaded(auto: Any, folder: Path, runtime: Runtime, trust_remote_code: bool, 
     return model.eval().requires_grad_(False), lacking
 
 
-HEADS = ["lm_head", "score", "classifier", "pre_classifier", "pooler"]  # what is read at last stays exact, and a head is trained
+HEADS = [
+    "lm_head",
+    "score",
+    "classifier",
+    "pre_classifier",
+    "pooler",
+]  # what is read at last stays exact, and a head is trained
 
 
 def _quantisation(quantise: str, runtime: Runtime) -> Any:
@@ -211,7 +271,10 @@ def _quantisation(quantise: str, runtime: Runtime) -> Any:
 
 def tells_pairs(model: Any, tokenizer: Any) -> bool:
     """Whether a model tells the second of two sentences by token types."""
-    return getattr(model.config, "type_vocab_size", 0) > 1 and "token_type_ids" in tokenizer.model_input_names
+    return (
+        getattr(model.config, "type_vocab_size", 0) > 1
+        and "token_type_ids" in tokenizer.model_input_names
+    )
 
 
 def out_of_memory(e: Exception) -> bool:
@@ -247,7 +310,11 @@ def limits(folder: Path, trust_remote_code: bool = False) -> Limits:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code).get_text_config()
+        config = AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code
+        ).get_text_config()
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+        raise ModelError(
+            f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]})."
+        ) from None
     return Limits(room(folder), getattr(config, "vocab_size", None))

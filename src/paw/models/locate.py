@@ -29,7 +29,9 @@ def locate(config: ModelConfig, models_dir: str | None, watch: Watch) -> Path:
     if config.path:
         path = Path(config.path).expanduser()
         if not path.exists():
-            raise ModelError(f"{config.name}: path {path} does not exist. Correct it, or leave path out and give hub=owner/name.")
+            raise ModelError(
+                f"{config.name}: path {path} does not exist. Correct it, or leave path out and give hub=owner/name."
+            )
         return _folder(path, config.name, watch)
     tried = []
     for candidate in _in_models_dir(config, models_dir):
@@ -37,15 +39,23 @@ def locate(config: ModelConfig, models_dir: str | None, watch: Watch) -> Path:
             return _folder(candidate, config.name, watch)
         tried.append(str(candidate))
     if config.package:
-        return _dequantised(_from_package(config.package, config.name), config.package.sha256, config.name, watch)
+        return _dequantised(
+            _from_package(config.package, config.name), config.package.sha256, config.name, watch
+        )
     if config.hub:
         return _from_hub(config, tried, watch)
-    raise ModelError(f"{config.name}: has neither path, hub nor package, and is not in {models_dir or 'a models_dir (none is set)'}.")
+    raise ModelError(
+        f"{config.name}: has neither path, hub nor package, and is not in {models_dir or 'a models_dir (none is set)'}."
+    )
 
 
 def at_hand(config: ModelConfig, models_dir: str | None) -> str | None:
     """Where a model is on this machine, without fetching or making anything; None if it is not."""
-    folders = [Path(config.path).expanduser()] if config.path else list(_in_models_dir(config, models_dir))
+    folders = (
+        [Path(config.path).expanduser()]
+        if config.path
+        else list(_in_models_dir(config, models_dir))
+    )
     found = next((str(f) for f in folders if f.exists()), None)
     if found is None and config.package and all(_site_file(f) for f in config.package.files):
         found = f"package {config.package.files[0].split('/')[0]}"
@@ -66,10 +76,14 @@ def on_hub(config: ModelConfig) -> str:
     from huggingface_hub import HfApi
 
     try:
-        found = HfApi().model_info(str(config.hub), revision=config.revision, timeout=10, files_metadata=True)
+        found = HfApi().model_info(
+            str(config.hub), revision=config.revision, timeout=10, files_metadata=True
+        )
     except Exception as e:  # whatever the client raises
         reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
-        raise ModelError(f"{config.name}: is not on this machine, and the hub does not show {config.hub} ({reason}).") from None
+        raise ModelError(
+            f"{config.name}: is not on this machine, and the hub does not show {config.hub} ({reason})."
+        ) from None
     size = sum(f.size or 0 for f in found.siblings or [] if f.rfilename.endswith(".safetensors"))
     return f"{config.hub} on the hub, {size / 2**30:.1f} GiB to be fetched"
 
@@ -89,9 +103,13 @@ def _folder(path: Path, name: str, watch: Watch) -> Path:
             raise ModelError(f"{name}: {path} is neither a folder nor a .gguf file.")
         return _dequantised(path, sha256([path]), name, watch)
     if not (path / "config.json").is_file():
-        raise ModelError(f"{name}: {path} has no config.json, so it is no model in the hub's layout. Give the folder that has it.")
+        raise ModelError(
+            f"{name}: {path} has no config.json, so it is no model in the hub's layout. Give the folder that has it."
+        )
     if not any(path.glob("*.safetensors")):
-        raise ModelError(f"{name}: {path} has no .safetensors weights. Convert it with transformers' save_pretrained.")
+        raise ModelError(
+            f"{name}: {path} has no .safetensors weights. Convert it with transformers' save_pretrained."
+        )
     return path
 
 
@@ -102,14 +120,18 @@ def _from_package(package: PackageConfig, name: str) -> Path:
     """The package's parts joined into one file in the cache, its checksum verified; one whole file is used in place."""
     parts = [_site_file(f) for f in package.files]
     if any(p is None for p in parts):
-        raise ModelError(f"{name}: its package is not installed ({package.files[0].split('/')[0]}). Install it: {package.install}")
+        raise ModelError(
+            f"{name}: its package is not installed ({package.files[0].split('/')[0]}). Install it: {package.install}"
+        )
     found = [p for p in parts if p is not None]
     out = cache_dir() / "gguf" / f"{package.sha256[:16]}.gguf"
     if not out.is_file():
         actual = sha256(found)
         if actual != package.sha256:
-            raise ModelError(f"{name}: the checksum of its package's files is {actual[:12]}…, not {package.sha256[:12]}…: "
-                             f"damaged or another version. Install again: {package.install}")  # fmt: skip
+            raise ModelError(
+                f"{name}: the checksum of its package's files is {actual[:12]}…, not {package.sha256[:12]}…: "
+                f"damaged or another version. Install again: {package.install}"
+            )
         if len(found) == 1:
             return found[0]
         with replacing(out) as beside, open(beside, "wb") as joined:
@@ -182,10 +204,16 @@ def _from_hub(config: ModelConfig, tried: list[str], watch: Watch) -> Path:
         watch.say(f"{config.name}: fetching {config.hub} from the hub")
         return _folder(Path(snapshot_download(**ask)), config.name, watch)
     except GatedRepoError:
-        raise ModelError(f"{config.name}: {config.hub} is gated. Accept its terms on the hub and run `hf auth login`.") from None
+        raise ModelError(
+            f"{config.name}: {config.hub} is gated. Accept its terms on the hub and run `hf auth login`."
+        ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise ModelError(f"{config.name}: the hub has no model {config.hub}, or it is private. Check the name.") from None
+        raise ModelError(
+            f"{config.name}: the hub has no model {config.hub}, or it is private. Check the name."
+        ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError):
         places = ", ".join([*tried, "the hub's cache"])
-        raise ModelError(f"{config.name}: not in {places}, and the hub cannot be reached. Put the folder of {config.hub} into "
-                         f"paths.models_dir (or $PAW_MODELS_DIR) as {config.name}, or give its path.") from None  # fmt: skip
+        raise ModelError(
+            f"{config.name}: not in {places}, and the hub cannot be reached. Put the folder of {config.hub} into "
+            f"paths.models_dir (or $PAW_MODELS_DIR) as {config.name}, or give its path."
+        ) from None

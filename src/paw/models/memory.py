@@ -12,7 +12,11 @@ from paw.errors import ModelError
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 HELD = 14  # values of the model's width that autograd keeps of a token and layer, beside those of the feed-forward's
 WIDE = 4  # values of the feed-forward's width
-CHOICES = {"none": None, "nf4": 0.52, "int8": 1.0}  # bytes of a quantised weight, constants of its blocks included
+CHOICES = {
+    "none": None,
+    "nf4": 0.52,
+    "int8": 1.0,
+}  # bytes of a quantised weight, constants of its blocks included
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,14 @@ class Estimate:
         return self.weights + self.adapter + self.activations + self.logits
 
 
-def estimate(folder: Path, adapter: AdapterConfig, precision: str, tokens: int, shards: int, checkpointing: bool) -> Estimate:
+def estimate(
+    folder: Path,
+    adapter: AdapterConfig,
+    precision: str,
+    tokens: int,
+    shards: int,
+    checkpointing: bool,
+) -> Estimate:
     """
     Args:
         tokens: of a micro-batch.
@@ -46,7 +57,9 @@ def estimate(folder: Path, adapter: AdapterConfig, precision: str, tokens: int, 
         with torch.device("meta"):
             model = AutoModel.from_config(config)
     except Exception as e:
-        raise ModelError(f"{folder}: its config makes no model ({(str(e).splitlines() or [type(e).__name__])[0]}).") from None
+        raise ModelError(
+            f"{folder}: its config makes no model ({(str(e).splitlines() or [type(e).__name__])[0]})."
+        ) from None
     text = config.get_text_config()
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     rest = sum(p.numel() for p in model.parameters()) - linear
@@ -56,7 +69,11 @@ def estimate(folder: Path, adapter: AdapterConfig, precision: str, tokens: int, 
     weights = rest * size + linear * (size if quantised is None else quantised)
     wide = getattr(text, "intermediate_size", 4 * text.hidden_size)
     a_layer = HELD * text.hidden_size + WIDE * wide
-    layers = 1 + text.num_hidden_layers * text.hidden_size / a_layer if checkpointing else text.num_hidden_layers
+    layers = (
+        1 + text.num_hidden_layers * text.hidden_size / a_layer
+        if checkpointing
+        else text.num_hidden_layers
+    )
     gib = 2**30
     return Estimate(
         weights / shards / gib,
@@ -73,9 +90,17 @@ def _adapter_parameters(model: Any, adapter: AdapterConfig, text: Any) -> int:
     rank = getattr(adapter, "init_r", getattr(adapter, "r", None))
     if rank is not None:
         wanted = getattr(adapter, "target_modules", ["all-linear"])
-        chosen = [m for n, m in linears.items() if wanted == ["all-linear"] or n.rsplit(".", 1)[-1] in wanted]
+        chosen = [
+            m
+            for n, m in linears.items()
+            if wanted == ["all-linear"] or n.rsplit(".", 1)[-1] in wanted
+        ]
         return sum(rank * (m.in_features + m.out_features) for m in chosen)
     virtual = getattr(adapter, "virtual_tokens", None)
     if virtual is not None:
-        return int(virtual * text.hidden_size * (2 * text.num_hidden_layers if adapter.method == "prefix_tuning" else 1))
+        return int(
+            virtual
+            * text.hidden_size
+            * (2 * text.num_hidden_layers if adapter.method == "prefix_tuning" else 1)
+        )
     return sum(m.out_features for m in linears.values()) // 3

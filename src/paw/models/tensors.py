@@ -72,8 +72,12 @@ class Weights:
         with safe_open(self._files[part.module], framework="pt", device=self._device) as shard:
             weight: Tensor = shard.get_tensor(f"{part.module}.weight")
         if weight.dtype.itemsize < 2 or not weight.is_floating_point():
-            raise ModelError(f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. Give the original model.")
+            raise ModelError(
+                f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. Give the original model."
+            )
         weight = (weight if part.rows is None else weight[part.rows]).float()
         if not weight.isfinite().all():
-            raise ModelError(f"{self._files[part.module]}: {module} has values that are not finite. Fetch the model again.")
+            raise ModelError(
+                f"{self._files[part.module]}: {module} has values that are not finite. Fetch the model again."
+            )
         return weight

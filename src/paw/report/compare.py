@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paw.evaluation.stage import Record
+from paw.evaluation.evaluate import Record
 from paw.evaluation.statistics import Vector, holm, mcnemar, paired_t, resampled_means
 
 LEVEL = 0.05
@@ -34,7 +34,9 @@ def likelihoods(records: Sequence[Record]) -> Vector:
     return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in records])
 
 
-def compare(after: Scored, before: Scored, seed: int = 0, by_likelihood: bool = False) -> dict[str, Any]:
+def compare(
+    after: Scored, before: Scored, seed: int = 0, by_likelihood: bool = False
+) -> dict[str, Any]:
     """Mean difference of two systems, its paired bootstrap interval and p; of accuracy, the flips and exact McNemar.
 
     Args:
@@ -73,7 +75,9 @@ def verdict(versus: dict[str, Any]) -> int:
 
 
 def difference(versus: dict[str, Any]) -> str:
-    text = f"{versus['difference']:+.3f} {versus['of']} [{versus['low']:+.3f}, {versus['high']:+.3f}]"
+    text = (
+        f"{versus['difference']:+.3f} {versus['of']} [{versus['low']:+.3f}, {versus['high']:+.3f}]"
+    )
     flips = f", {versus['gained']} gained, {versus['lost']} lost" if "gained" in versus else ""
     adjusted = f", {versus['p_holm']:.2g} after Holm" if versus["p_holm"] != versus["p"] else ""
     return f"{text}{flips}, p = {versus['p']:.2g}{adjusted}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paw.errors import ConfigError, DataError
-from paw.evaluation.stage import RECORDS, Record
+from paw.evaluation.evaluate import RECORDS, Record
 
 if TYPE_CHECKING:
     from paw.report.results import System
@@ -64,8 +64,12 @@ def read_run(path: str) -> list[Recorded]:
         return [Recorded(place.name, _read(place / RECORDS))]
     if (place / "results.json").is_file():
         systems = json.loads((place / "results.json").read_text(encoding="utf-8"))["systems"]
-        return [Recorded(s["system"], _read(place / s["records"])) for s in systems if s.get("records")]
-    raise ConfigError(f"runs: {path} is no run folder (it has no results.json) and no file of records.")
+        return [
+            Recorded(s["system"], _read(place / s["records"])) for s in systems if s.get("records")
+        ]
+    raise ConfigError(
+        f"runs: {path} is no run folder (it has no results.json) and no file of records."
+    )
 
 
 def paired(after: Recorded, before: Recorded) -> tuple[Recorded, Recorded]:
@@ -77,11 +81,15 @@ def paired(after: Recorded, before: Recorded) -> tuple[Recorded, Recorded]:
     known = {r["id"]: r for r in before.records}
     both = [(r, known[r["id"]]) for r in after.records if r["id"] in known]
     if not both:
-        raise DataError(f"runs: {after.name} and {before.name} have no question in common. Compare runs on one data set.")
+        raise DataError(
+            f"runs: {after.name} and {before.name} have no question in common. Compare runs on one data set."
+        )
     for a, b in both:
         if a["gold"] != b["gold"] or len(a["loglikelihoods"]) != len(b["loglikelihoods"]):
-            raise DataError(f"runs: {after.name} and {before.name} have other choices or another answer for question {a['id']}. "
-                            "Compare runs on one data set.")  # fmt: skip
+            raise DataError(
+                f"runs: {after.name} and {before.name} have other choices or another answer for question {a['id']}. "
+                "Compare runs on one data set."
+            )
     return Recorded(after.name, [a for a, _ in both]), Recorded(before.name, [b for _, b in both])
 
 
@@ -97,7 +105,13 @@ def _read(file: Path) -> list[Record]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
-            record["id"], record["gold"], record["loglikelihoods"], record["correct"], record["tokens"]
+            (
+                record["id"],
+                record["gold"],
+                record["loglikelihoods"],
+                record["correct"],
+                record["tokens"],
+            )
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{file}, line {number}: is no record of an evaluation.") from None
         out.append(record)

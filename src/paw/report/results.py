@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from paw.evaluation.stage import Record, read_records
+from paw.evaluation.evaluate import Record, read_records
 from paw.evaluation.statistics import Gap, gap_recovered
 from paw.report.compare import adjust, compare, difference, likelihoods, scores, verdict
 from paw.store import Artifact, write_text
@@ -25,7 +25,9 @@ class System:
     name: str
     model: str
     evaluation: Artifact
-    made: list[Artifact] = field(default_factory=list)  # the stages before the evaluation: training, transfer
+    made: list[Artifact] = field(
+        default_factory=list
+    )  # the stages before the evaluation: training, transfer
     coverage: float | None = None
     draw_of: str | None = None  # what it is one draw of, where chance decides
     gap: Gap | None = None
@@ -47,19 +49,28 @@ class System:
         return read_records(self.evaluation.path)
 
     def gaps(self) -> dict[str, Any]:
-        return {k: asdict(g) if g else None for k, g in (("gap", self.gap), ("gap_by_likelihood", self.gap_by_likelihood))}
+        return {
+            k: asdict(g) if g else None
+            for k, g in (("gap", self.gap), ("gap_by_likelihood", self.gap_by_likelihood))
+        }
 
     def row(self) -> dict[str, Any]:
         stages = [*self.made, self.evaluation]
         gpu = [a.cost["gpu_mib"] for a in stages if a.cost["gpu_mib"] is not None]
         return {
-            "system": self.name, "draw_of": self.group, "model": self.model, **self.result,
-            "seconds": sum(a.cost["seconds"] or 0 for a in stages), "ram_mib": max(a.cost["ram_mib"] or 0 for a in stages),
-            "gpu_mib": max(gpu) if gpu else None, "coverage": self.coverage,
+            "system": self.name,
+            "draw_of": self.group,
+            "model": self.model,
+            **self.result,
+            "seconds": sum(a.cost["seconds"] or 0 for a in stages),
+            "ram_mib": max(a.cost["ram_mib"] or 0 for a in stages),
+            "gpu_mib": max(gpu) if gpu else None,
+            "coverage": self.coverage,
             "gap_recovered": self.gap.recovered if self.gap else None,
-            "gap_low": self.gap.low if self.gap else None, "gap_high": self.gap.high if self.gap else None,
+            "gap_low": self.gap.low if self.gap else None,
+            "gap_high": self.gap.high if self.gap else None,
             "made": " ".join(f"{a.stage}:{'reused' if a.reused else 'computed'}" for a in stages),
-        }  # fmt: skip
+        }
 
 
 def judge(transferred: list[System], base: System, own: System, seed: int = 0) -> list[str]:
@@ -68,18 +79,35 @@ def judge(transferred: list[System], base: System, own: System, seed: int = 0) -
     base_gold, own_gold = likelihoods(base.records), likelihoods(own.records)
     for system in transferred:
         system.gap = gap_recovered(base_scores, own_scores, scores(system.records)[1], of, seed)
-        system.gap_by_likelihood = gap_recovered(base_gold, own_gold, likelihoods(system.records), "log-likelihood", seed)
+        system.gap_by_likelihood = gap_recovered(
+            base_gold, own_gold, likelihoods(system.records), "log-likelihood", seed
+        )
         system.versus = [compare(system, base, seed)]
-    if transferred and (first := transferred[0]).gap:  # where accuracy has no gap, methods are told apart by what has more power
-        first.versus += [compare(first, o, seed, by_likelihood=not first.gap.eligible) for o in transferred[1:]]
+    if (
+        transferred and (first := transferred[0]).gap
+    ):  # where accuracy has no gap, methods are told apart by what has more power
+        first.versus += [
+            compare(first, o, seed, by_likelihood=not first.gap.eligible) for o in transferred[1:]
+        ]
     adjust([v for system in transferred for v in system.versus])
     said = [_sentence(several) for several in _draws(transferred)]
     if transferred and transferred[0].gap and not transferred[0].gap.eligible:
-        said.insert(0, f"Not eligible: by {of} there is no gap to recover ({transferred[0].gap.reason}).")
-        said += [f"By the gold answers' log-likelihood per token, {_recovered(several)}." for several in _draws(transferred)]
+        said.insert(
+            0, f"Not eligible: by {of} there is no gap to recover ({transferred[0].gap.reason})."
+        )
+        said += [
+            f"By the gold answers' log-likelihood per token, {_recovered(several)}."
+            for several in _draws(transferred)
+        ]
     for several in _draws(transferred[1:]):
         names = {s.name for s in several}
-        said.append(_beats(transferred[0].name, [v for v in transferred[0].versus if v["versus"] in names], several))
+        said.append(
+            _beats(
+                transferred[0].name,
+                [v for v in transferred[0].versus if v["versus"] in names],
+                several,
+            )
+        )
     return said
 
 
@@ -103,7 +131,9 @@ def _sentence(several: list[System]) -> str:
     """What a system does to its base; of several draws, how many do it."""
     versus = [s.versus[0] for s in several]
     if len(several) == 1:
-        said = {1: "a gain over", -1: "harm to", 0: "no significant effect versus"}[verdict(versus[0])]
+        said = {1: "a gain over", -1: "harm to", 0: "no significant effect versus"}[
+            verdict(versus[0])
+        ]
         return f"{several[0].name}: {said} {versus[0]['versus']}, {difference(versus[0])}."
     gains, harms = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
     found = f"{gains} a gain, {harms} harm, {len(versus) - gains - harms} no significant effect"
@@ -112,7 +142,9 @@ def _sentence(several: list[System]) -> str:
 
 def _beats(name: str, versus: list[dict[str, Any]], several: list[System]) -> str:
     if len(versus) == 1:
-        verb = {1: "is above", -1: "is below", 0: "is not significantly different from"}[verdict(versus[0])]
+        verb = {1: "is above", -1: "is below", 0: "is not significantly different from"}[
+            verdict(versus[0])
+        ]
         return f"{name} {verb} {versus[0]['versus']}: {difference(versus[0])}."
     above, below = (sum(verdict(v) == sign for v in versus) for sign in (1, -1))
     lowest = min(v["low"] for v in versus)
@@ -159,7 +191,9 @@ def table(systems: list[System]) -> str:
     return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def _cells(rows: list[dict[str, Any]], several: list[System], extra: dict[str, str]) -> dict[str, str]:
+def _cells(
+    rows: list[dict[str, Any]], several: list[System], extra: dict[str, str]
+) -> dict[str, str]:
     """A row of the table by its heads. Of several draws, means with what chance moves in brackets; peaks are the largest, and
     seconds those of all."""
     first, many = rows[0], len(rows) > 1
@@ -167,11 +201,16 @@ def _cells(rows: list[dict[str, Any]], several: list[System], extra: dict[str, s
     if first["accuracy"] is not None and not many:
         accuracy = f"{accuracy} ± {first['stderr']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
     gpu = [r["gpu_mib"] for r in rows if r["gpu_mib"] is not None]
-    states = {"reused" if a.reused else "computed" for s in several for a in [*s.made, s.evaluation]}
+    states = {
+        "reused" if a.reused else "computed" for s in several for a in [*s.made, s.evaluation]
+    }
     return {
         "system": f"{several[0].group}, {len(rows)} draws" if many else several[0].name,
         "accuracy": accuracy,
-        **{name: _spread([r[key] for r in rows], ".3f") if key in first else "–" for key, name in extra.items()},
+        **{
+            name: _spread([r[key] for r in rows], ".3f") if key in first else "–"
+            for key, name in extra.items()
+        },
         "loss": f"{_mean(rows, 'loss'):.3f}",
         "perplexity": "–" if first["perplexity"] is None else f"{_mean(rows, 'perplexity'):.3g}",
         "seconds": f"{sum(r['seconds'] for r in rows):.1f}",
@@ -190,7 +229,11 @@ def _gap(several: list[System]) -> str:
     found = [g.recovered for g in gaps if g.eligible and g.recovered is not None]
     if not found:
         return "not eligible"
-    return _spread(found, "+.2f") if len(several) > 1 else f"{found[0]:+.2f} [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
+    return (
+        _spread(found, "+.2f")
+        if len(several) > 1
+        else f"{found[0]:+.2f} [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
+    )
 
 
 def _mean(rows: list[dict[str, Any]], key: str) -> float:
@@ -204,16 +247,26 @@ def _spread(values: list[float], form: str) -> str:
     return f"{sum(values) / len(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def write(folder: Path, systems: list[System], said: list[str], about: dict[str, Any], records: list[str]) -> None:
+def write(
+    folder: Path, systems: list[System], said: list[str], about: dict[str, Any], records: list[str]
+) -> None:
     """results.json, results.csv and summary.md, each whole or not at all."""
     rows = [s.row() for s in systems]
     full = []
     for row, system, file in zip(rows, systems, records, strict=True):
         stages = {a.stage: str(a.path) for a in [*system.made, system.evaluation]}
-        full.append(row | {**system.gaps(), "versus": system.versus, "records": file, "artifacts": stages})
-    write_text(folder / "results.json", json.dumps(_finite(about | {"said": said, "systems": full}), indent=1, allow_nan=False) + "\n")
+        full.append(
+            row | {**system.gaps(), "versus": system.versus, "records": file, "artifacts": stages}
+        )
+    write_text(
+        folder / "results.json",
+        json.dumps(_finite(about | {"said": said, "systems": full}), indent=1, allow_nan=False)
+        + "\n",
+    )
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)) or ["system"])
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)) or ["system"]
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "results.csv", text.getvalue())

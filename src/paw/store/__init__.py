@@ -2,7 +2,17 @@
 
 from paw.store.fingerprint import content, digest, plain, sha256
 from paw.store.meter import peak_gpu, reset_gpu, tell_gpu, usage
-from paw.store.store import BEGUN, MANIFEST, TOKENIZER, Artifact, Input, Stage, Store, Watch, free_memory
+from paw.store.store import (
+    BEGUN,
+    MANIFEST,
+    TOKENIZER,
+    Artifact,
+    Input,
+    Stage,
+    Store,
+    Watch,
+    free_memory,
+)
 from paw.store.write import replacing, write_text
 
 __all__ = [

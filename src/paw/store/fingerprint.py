@@ -14,7 +14,19 @@ from paw.store.write import write_text
 
 CHUNK = 1 << 20
 # A folder is its weights, configs, tokenizer and rows; a README beside them changes nothing.
-MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".jinja", ".model", ".txt", ".jsonl", ".gz", ".py", ".npy")
+MODEL_FILES = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".json",
+    ".jinja",
+    ".model",
+    ".txt",
+    ".jsonl",
+    ".gz",
+    ".py",
+    ".npy",
+)
 
 
 def plain(obj: Any) -> Any:
@@ -42,7 +54,9 @@ def plain(obj: Any) -> Any:
 
 
 def digest(obj: Any) -> str:
-    return hashlib.sha256(json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def content(path: Path, memo: Path) -> str:
@@ -50,9 +64,13 @@ def content(path: Path, memo: Path) -> str:
     so that sixteen gigabytes are read once, and not again where a folder was only renamed."""
     if path.is_dir():
         files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES]
-        files = [p for p in files if ".cache" not in p.relative_to(path).parts]  # the hub client's own notes
+        files = [
+            p for p in files if ".cache" not in p.relative_to(path).parts
+        ]  # the hub client's own notes
         if not files:
-            raise StageError(f"{path}: holds none of the files that a model, data set or adapter is made of.")
+            raise StageError(
+                f"{path}: holds none of the files that a model, data set or adapter is made of."
+            )
         return digest({str(p.relative_to(path)): content(p, memo) for p in files})
     known = memo / stamp(path)
     if known.is_file():
@@ -71,7 +89,11 @@ def stamp(file: Path) -> str:
 
 def seal(folder: Path, memo: Path) -> dict[str, str]:
     """The hash of every file of a folder, by its path in it."""
-    return {str(p.relative_to(folder)): content(p, memo) for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): content(p, memo)
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def broken(folder: Path, sealed: Mapping[str, str], memo: Path | None) -> list[str]:

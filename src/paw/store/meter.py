@@ -38,7 +38,12 @@ class Meter:
         reset_gpu()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._done.set()
         self._thread.join()
 
@@ -81,7 +86,10 @@ def peak_gpu() -> float | None:
     cuda = _cuda()
     if cuda is None:
         return None
-    return sum(float(cuda.max_memory_allocated(device)) for device in range(cuda.device_count())) / 2**20
+    return (
+        sum(float(cuda.max_memory_allocated(device)) for device in range(cuda.device_count()))
+        / 2**20
+    )
 
 
 def reset_gpu() -> None:
@@ -108,7 +116,9 @@ def usage() -> dict[str, float]:
     found = {"cpu_percent": 0.0, "ram_mib": 0.0}
     for process in family:
         with contextlib.suppress(psutil.Error):
-            known = _kept(process.pid)  # percent is since the last call, so that the same object must be asked
+            known = _kept(
+                process.pid
+            )  # percent is since the last call, so that the same object must be asked
             found["cpu_percent"] += known.cpu_percent()
             found["ram_mib"] += known.memory_info().rss / 2**20
     for device, handle in enumerate(_gpus()):
@@ -133,5 +143,7 @@ def _gpus() -> list[Any]:
 
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # no library, no driver, no permission: nothing to show, and no reason to stop
+    except (
+        Exception
+    ):  # no library, no driver, no permission: nothing to show, and no reason to stop
         return []

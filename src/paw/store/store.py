@@ -28,8 +28,19 @@ from paw.store.meter import Meter
 from paw.store.write import sync, write_text
 from paw.text import some
 
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-             "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # fmt: skip
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 MANIFEST, BEGUN = "stage.json", "begun.json"
 
 
@@ -83,7 +94,9 @@ class Store:
 
     root: Path
     force: Sequence[str] = ()
-    verify: bool = False  # read all of an artifact that is used, not only what changed its size or time
+    verify: bool = (
+        False  # read all of an artifact that is used, not only what changed its size or time
+    )
     _forced: set[str] = field(default_factory=set)
     _whole: set[str] = field(default_factory=set)  # what was verified already
 
@@ -91,7 +104,9 @@ class Store:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise StageError(f"paths.artifacts: {self.root} cannot be made: {e.strerror}. Choose a folder you may write to.") from None
+            raise StageError(
+                f"paths.artifacts: {self.root} cannot be made: {e.strerror}. Choose a folder you may write to."
+            ) from None
 
     def file(self, path: Path) -> Input:
         """A file or folder as an input, known by its content."""
@@ -101,7 +116,9 @@ class Store:
             return Input(path, content(path, self._memo))
         damaged = [MANIFEST] if manifest is None else self._damaged(path, manifest)
         if damaged:
-            raise StageError(f"{path}: is damaged ({some(damaged)}). Run the command that made it again, which makes it anew.")
+            raise StageError(
+                f"{path}: is damaged ({some(damaged)}). Run the command that made it again, which makes it anew."
+            )
         assert manifest is not None
         return Input(path, manifest["content"])
 
@@ -117,8 +134,12 @@ class Store:
             config: what the stage's function gets; its non-transient fields are part of the key.
             inputs: by name; their fingerprints are part of the key.
         """
-        what = {"stage": stage.name, "version": stage.version, "config": plain(config),
-                "inputs": {k: v.fingerprint for k, v in sorted(inputs.items())}}  # fmt: skip
+        what = {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": plain(config),
+            "inputs": {k: v.fingerprint for k, v in sorted(inputs.items())},
+        }
         key = digest(what)
         final = self.root / stage.name / key[:16]
         force = self._forces(stage.name) and key not in self._forced
@@ -126,7 +147,9 @@ class Store:
             return found
         final.parent.mkdir(parents=True, exist_ok=True)
         with self._locked(final, watch):
-            if not force and (found := self._found(final, key)):  # another process made it while we waited
+            if not force and (
+                found := self._found(final, key)
+            ):  # another process made it while we waited
                 return found
             if not force and final.exists():
                 self._set_aside(final, watch)
@@ -152,9 +175,13 @@ class Store:
                     "paths": {k: str(v.path) for k, v in inputs.items()},
                 }
                 manifest = json.loads(json.dumps(manifest))
-                write_text(work / MANIFEST, json.dumps(manifest | {"seal": digest(manifest)}, indent=1))
+                write_text(
+                    work / MANIFEST, json.dumps(manifest | {"seal": digest(manifest)}, indent=1)
+                )
                 sync(work)
-                if final.exists():  # forced: the old artifact stays until this moment, and goes aside whole
+                if (
+                    final.exists()
+                ):  # forced: the old artifact stays until this moment, and goes aside whole
                     final.rename(final.with_name(f"{final.name}.tmp-old"))
                 work.rename(final)  # the moment from which it exists
                 self._sweep(final)
@@ -164,7 +191,15 @@ class Store:
                 raise
             finally:
                 free_memory()
-        return Artifact(final, key, manifest["content"], result, manifest["cost"], reused=False, stage=stage.name)
+        return Artifact(
+            final,
+            key,
+            manifest["content"],
+            result,
+            manifest["cost"],
+            reused=False,
+            stage=stage.name,
+        )
 
     def _forces(self, stage: str) -> bool:
         return bool({stage, "all"} & set(self.force))
@@ -178,7 +213,15 @@ class Store:
         manifest = _manifest(final)
         if manifest is None or manifest["key"] != key or self._damaged(final, manifest):
             return None
-        return Artifact(final, key, manifest["content"], manifest["result"], manifest["cost"], reused=True, stage=manifest["stage"])
+        return Artifact(
+            final,
+            key,
+            manifest["content"],
+            manifest["result"],
+            manifest["cost"],
+            reused=True,
+            stage=manifest["stage"],
+        )
 
     def _damaged(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         """Files of an artifact that are not what its stage wrote. Artifacts of before hashes were kept are not checked."""
@@ -193,9 +236,13 @@ class Store:
         """A damaged artifact stays, under another name, for whoever wants to know what happened to it."""
         manifest = _manifest(final)
         damaged = [MANIFEST] if manifest is None else self._damaged(final, manifest)
-        aside = final.with_name(f"{final.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}")
+        aside = final.with_name(
+            f"{final.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        )
         final.rename(aside)
-        watch.say(f"{final} is damaged ({some(damaged)}): set aside as {aside.name}, and made again")
+        watch.say(
+            f"{final} is damaged ({some(damaged)}): set aside as {aside.name}, and made again"
+        )
 
     def _sweep(self, final: Path) -> None:
         """Under the lock nobody else makes this artifact: what lies beside it was left by a killed process."""
@@ -222,7 +269,10 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or not {"key", "content", "result", "cost", "stage"} <= found.keys():
+    if (
+        not isinstance(found, dict)
+        or not {"key", "content", "result", "cost", "stage"} <= found.keys()
+    ):
         return None
     sealed = found.pop("seal", None)
     return found if sealed is None or sealed == digest(found) else None

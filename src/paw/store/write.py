@@ -14,7 +14,9 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside, of this thread alone; what was written there takes the place of `path` at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}")
+    beside = path.with_name(
+        f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    )
     yield beside
     beside.replace(path)
 

@@ -19,30 +19,49 @@ from paw.text import markdown_table
 log = logging.getLogger("paw")
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[dict[str, Any]]:
+def run(
+    config: PawConfig, overrides: list[str], run_dir: str | None = None
+) -> list[dict[str, Any]]:
     """Systems of the same name are compared, or all with all where no name recurs. One run alone: its later systems with
     its first."""
     Console()
     if not config.runs:
-        raise ConfigError("runs: task=compare needs what to compare: 'runs=[RUN_A,RUN_B]', run folders or files of records.")
-    runs = [[Recorded(f"{s.name} [{i}]", s.records) for s in read_run(path)] for i, path in enumerate(config.runs, 1)]
+        raise ConfigError(
+            "runs: task=compare needs what to compare: 'runs=[RUN_A,RUN_B]', run folders or files of records."
+        )
+    runs = [
+        [Recorded(f"{s.name} [{i}]", s.records) for s in read_run(path)]
+        for i, path in enumerate(config.runs, 1)
+    ]
     found: list[dict[str, Any]] = []
     for after, before in _pairs(runs):
         a, b = paired(after, before)
         shared = f"{len(a.records)} of {len(after.records)} and {len(before.records)}"
         for by_likelihood in (False, True):
-            one = {"system": a.name, **compare(a, b, config.seed, by_likelihood), "questions": shared}
+            one = {
+                "system": a.name,
+                **compare(a, b, config.seed, by_likelihood),
+                "questions": shared,
+            }
             if not by_likelihood or one["of"] != found[-1]["of"]:
                 found.append(one)
     if not found:
         raise ConfigError("runs: there is one system only, and nothing to compare it with.")
     for of in {one["of"] for one in found}:
         adjust([one for one in found if one["of"] == of])
-    table = markdown_table([["system", "versus", "questions", "difference", "says"], *(_row(one) for one in found)])
+    table = markdown_table(
+        [["system", "versus", "questions", "difference", "says"], *(_row(one) for one in found)]
+    )
     where = "\n".join(f"- [{i}] {path}" for i, path in enumerate(config.runs, 1))
-    notes = ("Brackets are paired bootstrap intervals of 95 %. p is exact McNemar's of accuracies and the paired t-test's of "
-             "log-likelihoods (of the gold answer, a token); Holm's adjustment is over all comparisons of one kind here.")  # fmt: skip
-    folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or "compare")
+    notes = (
+        "Brackets are paired bootstrap intervals of 95 %. p is exact McNemar's of accuracies and the paired t-test's of "
+        "log-likelihoods (of the gold answer, a token); Holm's adjustment is over all comparisons of one kind here."
+    )
+    folder = (
+        Path(run_dir)
+        if run_dir
+        else new_folder(Path(config.paths.outputs) / "runs", config.name or "compare")
+    )
     write_text(folder / "compare.json", json.dumps(found, indent=1) + "\n")
     write_text(folder / "summary.md", f"# compare\n\n{where}\n\n{table}\n\n{notes}\n")
     log.info("%s\n\n%s\n\n%s\n\n%s", where, table, notes, folder / "summary.md")

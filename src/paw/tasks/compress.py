@@ -7,7 +7,7 @@ from dataclasses import replace
 from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.errors import ConfigError, need
-from paw.models.merge import check_mergeable
+from paw.export.merge import check_mergeable
 from paw.report.results import System, beside
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Base, Stages
@@ -30,13 +30,17 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         if adapter is not None:
             console.banner(f"merge {adapter.path} into {base.name}")
             merged = stages.merge(base, adapter)
-            base = Base(replace(base.config, name=f"{base.name}_merged", hub=None), merged.as_input())
+            base = Base(
+                replace(base.config, name=f"{base.name}_merged", hub=None), merged.as_input()
+            )
         console.banner(f"compress {base.name} to {config.compress.scheme}")
         small = stages.compress(base)
         run.link("model", small.path)
         console.banner("evaluate before and after")
         before = run.add(stages.evaluate(base.name, base))
         name = f"{base.name}, {config.compress.scheme}"
-        after = run.add(stages.evaluate(name, Base(replace(base.config, name=name, hub=None), small.as_input())))
+        after = run.add(
+            stages.evaluate(name, Base(replace(base.config, name=name, hub=None), small.as_input()))
+        )
         run.said = beside(before, [after], config.seed)
     return run.systems

@@ -21,14 +21,20 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     stages.check_mode(*bases)
     stages.find(evaluate=True)
 
-    with Run(config, overrides, run_dir, stages, "evaluate_" + "+".join(b.name for b in bases)) as run:
+    with Run(
+        config, overrides, run_dir, stages, "evaluate_" + "+".join(b.name for b in bases)
+    ) as run:
         for base in bases:  # a base is loaded once for all of its adapters
             console.banner(f"evaluate {base.name}")
             alone = run.add(stages.evaluate(base.name, base))
             run.said += beside(
                 alone,
                 [
-                    run.add(stages.evaluate(f"{base.name} + {_short(path, config.adapters)}", base, adapter))
+                    run.add(
+                        stages.evaluate(
+                            f"{base.name} + {_short(path, config.adapters)}", base, adapter
+                        )
+                    )
                     for path, (owner, adapter) in adapters.items()
                     if owner is base
                 ],
@@ -41,14 +47,24 @@ def _placed(path: str, bases: list[Base], stages: Stages) -> tuple[Base, Adapter
     """An adapter and the one of the models that it is for: as its stamp says, or the only one there is."""
     stamp = made_for(find_adapter(path))
     if stamp is None and len(bases) > 1:
-        raise ConfigError(f"adapters: {path} does not say which base it is for; name one: models=[{bases[0].name}].")
-    owner = bases[0] if len(bases) == 1 else next((b for b in bases if b.input.fingerprint == stamp), None)
+        raise ConfigError(
+            f"adapters: {path} does not say which base it is for; name one: models=[{bases[0].name}]."
+        )
+    owner = (
+        bases[0]
+        if len(bases) == 1
+        else next((b for b in bases if b.input.fingerprint == stamp), None)
+    )
     if owner is None:
-        raise AdapterError(f"{path}: was made for none of the models ({', '.join(b.name for b in bases)}). Name its own base in models.")
+        raise AdapterError(
+            f"{path}: was made for none of the models ({', '.join(b.name for b in bases)}). Name its own base in models."
+        )
     return owner, stages.given_adapter(path, owner)
 
 
 def _short(path: str, among: list[str]) -> str:
     """The folder's name, or the whole path where another has the same name."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
-    return name if sum(other.rstrip("/").rsplit("/", 1)[-1] == name for other in among) == 1 else path
+    return (
+        name if sum(other.rstrip("/").rsplit("/", 1)[-1] == name for other in among) == 1 else path
+    )

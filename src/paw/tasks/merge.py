@@ -5,7 +5,7 @@ from __future__ import annotations
 from paw.config.schema import PawConfig
 from paw.console import Console
 from paw.errors import ConfigError
-from paw.models.merge import check_mergeable
+from paw.export.merge import check_mergeable
 from paw.store import Artifact
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Stages

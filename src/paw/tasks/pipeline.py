@@ -8,7 +8,7 @@ from paw.models.adapters import is_factors
 from paw.report.results import System, judge
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Stages, check_adapter, numbered
-from paw.transfer.stage import fitting
+from paw.transfer.transfer import fitting
 
 
 def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
@@ -16,13 +16,19 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     stages = Stages(config, console)
     source, target = stages.base(config.source), stages.base(config.target)
     given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
-    there = stages.given_adapter(config.target_adapter.path, target) if config.target_adapter.path else None
+    there = (
+        stages.given_adapter(config.target_adapter.path, target)
+        if config.target_adapter.path
+        else None
+    )
     for model, adapter in ((source, given), (target, there)):
         if adapter is None:
             check_adapter(config, model.input.path)
     stages.find(train=given is None or there is None, evaluate=True, transfer=True)
     if there is not None and is_factors(there.path):
-        fitting(there.path, target.input.path, "target")  # not after everything else has been computed
+        fitting(
+            there.path, target.input.path, "target"
+        )  # not after everything else has been computed
     if given is not None:
         stages.check_transfer(given, source, target)
 
@@ -46,7 +52,13 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         transferred = []
         for name, (c, adapter) in zip(numbered([c.method for c, _ in moved]), moved, strict=True):
             run.keep(f"target_{name.replace(' ', '_')}", adapter)
-            transferred.append(run.add(stages.evaluate(f"target + {name}", target, adapter, draw_of=f"target + {c.method}")))
+            transferred.append(
+                run.add(
+                    stages.evaluate(
+                        f"target + {name}", target, adapter, draw_of=f"target + {c.method}"
+                    )
+                )
+            )
 
         console.banner("[6/6] train the target's own adapter and evaluate it")
         adapter = there or stages.train(target)

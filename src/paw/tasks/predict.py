@@ -12,9 +12,9 @@ from typing import Any
 
 from paw.config.schema import PawConfig
 from paw.console import Console
-from paw.data.encode import encode_for_head, encode_prompts
 from paw.data.example import Turns
 from paw.data.kinds.glue import sentences
+from paw.data.tokenise import encode_for_head, encode_prompts
 from paw.errors import AdapterError, ConfigError, DataError
 from paw.evaluation import answers, classify, plan
 from paw.evaluation.engine import Job
@@ -52,8 +52,14 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         raise ConfigError(
             "task=predict evaluate.mode=classify: a base has no head. Name an adapter that was trained with one: adapter.path=DIR."
         )
-    if adapter is not None and config.evaluate.mode != "classify" and "classes" in birth(adapter.path):
-        raise ConfigError(f"adapter.path: {adapter.path} is a classifier. Set evaluate.mode=classify.")
+    if (
+        adapter is not None
+        and config.evaluate.mode != "classify"
+        and "classes" in birth(adapter.path)
+    ):
+        raise ConfigError(
+            f"adapter.path: {adapter.path} is a classifier. Set evaluate.mode=classify."
+        )
     output = Path(c.output).expanduser() if c.output else None
     done = _done(output, asked) if output else set()
     left = [a for a in asked if a.id not in done]
@@ -66,7 +72,12 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     lines = {}
     with open(output, "a", encoding="utf-8") if output else nullcontext() as file:
         for n, (question, answer) in enumerate(answered, 1):  # the longest first
-            lines[question.id] = json.dumps({"id": question.id, "input": question.shown, **answer}, ensure_ascii=False) + "\n"
+            lines[question.id] = (
+                json.dumps(
+                    {"id": question.id, "input": question.shown, **answer}, ensure_ascii=False
+                )
+                + "\n"
+            )
             if file is not None:
                 file.write(lines[question.id])
                 file.flush()
@@ -81,7 +92,9 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
 
 def _sort(output: Path, asked: Sequence[Asked]) -> None:
     """A finished file in the order of what was asked."""
-    lines = {json.loads(line)["id"]: line for line in output.read_text(encoding="utf-8").split("\n")[:-1]}
+    lines = {
+        json.loads(line)["id"]: line for line in output.read_text(encoding="utf-8").split("\n")[:-1]
+    }
     write_text(output, "".join(lines[a.id] + "\n" for a in asked))
 
 
@@ -90,7 +103,9 @@ def _sort(output: Path, asked: Sequence[Asked]) -> None:
 
 def _asked(text: str | None, file: str | None) -> list[Asked]:
     if (text is None) == (file is None):
-        raise ConfigError("task=predict: say what is asked: predict.text=TEXT, or predict.file=FILE (- is stdin).")
+        raise ConfigError(
+            "task=predict: say what is asked: predict.text=TEXT, or predict.file=FILE (- is stdin)."
+        )
     if text is not None:
         return [Asked("1", {"question": text, "text": text}, "predict.text")]
     assert file is not None
@@ -101,7 +116,9 @@ def _asked(text: str | None, file: str | None) -> list[Asked]:
         lines = (sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")).split("\n")
     except UnicodeDecodeError as e:
         raise DataError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}).") from None
-    rows = path.suffix == ".jsonl" or (file == "-" and bool(lines) and lines[0].lstrip().startswith("{"))
+    rows = path.suffix == ".jsonl" or (
+        file == "-" and bool(lines) and lines[0].lstrip().startswith("{")
+    )
     out, seen = [], set[str]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -143,7 +160,9 @@ def _done(output: Path, asked: Sequence[Asked]) -> set[str]:
         except (ValueError, KeyError, TypeError):
             same = False
         if not same:
-            raise DataError(f"predict.output: line {number} of {output} answers none of these texts. Choose another file, or delete it.")
+            raise DataError(
+                f"predict.output: line {number} of {output} answers none of these texts. Choose another file, or delete it."
+            )
         found.add(row["id"])
     if whole != text:
         with open(output, "r+b") as f:
@@ -165,49 +184,87 @@ def _prompt(question: Asked, stages: Stages) -> str | Turns:
             return (("user", question.shown),)
         return c.dataset.prompt.format(**question.row)
     except (KeyError, IndexError, TypeError) as e:
-        raise DataError(f"{question.place}: has no field {e}, which dataset.prompt names. Add it, or set predict.raw=true.") from None
+        raise DataError(
+            f"{question.place}: has no field {e}, which dataset.prompt names. Add it, or set predict.raw=true."
+        ) from None
 
 
-def _texts(left: Sequence[Asked], base: Base, adapter: Adapter | None, stages: Stages) -> Iterator[tuple[Asked, dict[str, Any]]]:
+def _texts(
+    left: Sequence[Asked], base: Base, adapter: Adapter | None, stages: Stages
+) -> Iterator[tuple[Asked, dict[str, Any]]]:
     c, dataset, trust = stages.config.predict, stages.config.dataset, base.config.trust_remote_code
     if not left:
         return
     tokenizer = load_tokenizer(base.input.path, trust)
     prompts = encode_prompts(tokenizer, [_prompt(a, stages) for a in left], dataset.chat)
     _refuse_long(left, [len(p) + c.max_new_tokens for p in prompts], base, "predict.max_new_tokens")
-    job = Job(base.input, adapter.input if adapter else None, stages.runtime, trust, tokenizer.pad_token_id)
+    job = Job(
+        base.input,
+        adapter.input if adapter else None,
+        stages.runtime,
+        trust,
+        tokenizer.pad_token_id,
+    )
     longest = max(map(len, prompts)) + c.max_new_tokens
-    batches, order = plan.plan_writing(prompts, 0, c.batch_size * longest, c.max_new_tokens, dataset.stop)
+    batches, order = plan.plan_writing(
+        prompts, 0, c.batch_size * longest, c.max_new_tokens, dataset.stop
+    )
     starts = [sum(map(len, batches[:i])) for i in range(len(batches))]
     for i, results in stages.engines.run(job, batches, stages.console):
         for place, ids in zip(order[starts[i] :], results, strict=False):
-            yield left[place], {"output": answers.until(tokenizer.decode(ids, skip_special_tokens=True), dataset.stop).strip()}
+            yield (
+                left[place],
+                {
+                    "output": answers.until(
+                        tokenizer.decode(ids, skip_special_tokens=True), dataset.stop
+                    ).strip()
+                },
+            )
 
 
-def _classes(left: Sequence[Asked], base: Base, adapter: Adapter, stages: Stages) -> Iterator[tuple[Asked, dict[str, Any]]]:
+def _classes(
+    left: Sequence[Asked], base: Base, adapter: Adapter, stages: Stages
+) -> Iterator[tuple[Asked, dict[str, Any]]]:
     import numpy as np
 
     if not left:
         return
-    trust, device = base.config.trust_remote_code, "cuda" if stages.runtime.device == "cuda" else "cpu"
+    trust, device = (
+        base.config.trust_remote_code,
+        "cuda" if stages.runtime.device == "cuda" else "cpu",
+    )
     known = classes_of(adapter.path)
     if "classes" not in birth(adapter.path):
-        raise AdapterError(f"{adapter.path}: does not say which classes its head knows ({adapter.path}/paw.json). Train it with paw.")
+        raise AdapterError(
+            f"{adapter.path}: does not say which classes its head knows ({adapter.path}/paw.json). Train it with paw."
+        )
     tokenizer = load_tokenizer(base.input.path, trust)
     encoder = is_encoder(base.input.path)
     prompts = [] if encoder else [_prompt(a, stages) for a in left]
     rows = encode_for_head(
-        tokenizer, [_sentences(a, stages) for a in left] if encoder else [], prompts, encoder, stages.config.dataset.chat
+        tokenizer,
+        [_sentences(a, stages) for a in left] if encoder else [],
+        prompts,
+        encoder,
+        stages.config.dataset.chat,
     )
     _refuse_long(left, [len(r.ids) for r in rows], base, "the text")
-    for places, outputs in classify.outputs(rows, base.input, adapter.input, known, stages.runtime, trust, classify.TOKENS[device]):
+    for places, outputs in classify.outputs(
+        rows, base.input, adapter.input, known, stages.runtime, trust, classify.TOKENS[device]
+    ):
         for place, output in zip(places, outputs, strict=True):
             if known is None:
                 yield left[place], {"output": float(output[0])}
                 continue
             p = np.exp(output.astype(np.float64) - output.max())
             p /= p.sum()
-            yield left[place], {"output": known[int(p.argmax())], "scores": {k: round(float(x), 6) for k, x in zip(known, p, strict=True)}}
+            yield (
+                left[place],
+                {
+                    "output": known[int(p.argmax())],
+                    "scores": {k: round(float(x), 6) for k, x in zip(known, p, strict=True)},
+                },
+            )
 
 
 def _sentences(question: Asked, stages: Stages) -> tuple[str, ...]:
@@ -223,4 +280,6 @@ def _refuse_long(left: Sequence[Asked], lengths: Sequence[int], base: Base, what
     most = limits(base.input.path, base.config.trust_remote_code).positions
     for question, length in zip(left, lengths, strict=True):
         if most is not None and length > most:
-            raise DataError(f"{question.place}: needs {length} tokens, {base.name} has room for {most}. Shorten {what}.")
+            raise DataError(
+                f"{question.place}: needs {length} tokens, {base.name} has room for {most}. Shorten {what}."
+            )

@@ -27,9 +27,20 @@ log = logging.getLogger("paw")
 class Run:
     """`with Run(...) as run:`; whatever happens inside, what was evaluated until then is in the folder."""
 
-    def __init__(self, config: PawConfig, overrides: list[str], run_dir: str | None, stages: Stages, label: str) -> None:
+    def __init__(
+        self,
+        config: PawConfig,
+        overrides: list[str],
+        run_dir: str | None,
+        stages: Stages,
+        label: str,
+    ) -> None:
         self.config, self.console = config, stages.console
-        self.folder = Path(run_dir) if run_dir else new_folder(Path(config.paths.outputs) / "runs", config.name or label)
+        self.folder = (
+            Path(run_dir)
+            if run_dir
+            else new_folder(Path(config.paths.outputs) / "runs", config.name or label)
+        )
         self._own = run_dir is None
         self._warnings = stages.warnings  # grows while the stages run
         self.systems: list[System] = []
@@ -42,9 +53,13 @@ class Run:
         self.console.tracker = open_trackers(config.tracker, self.folder, settings)
         runtime, command = stages.runtime, shlex.join(["python", "-m", "paw.run", *overrides])
         self.about = {
-            "title": f"{config.task}: {label}", "command": command, "dataset": f"{config.dataset.name}, split {stages.eval_split}",
-            "device": f"{runtime.device}, {runtime.precision}", "seed": config.seed, "paw": paw.__version__,
-        }  # fmt: skip
+            "title": f"{config.task}: {label}",
+            "command": command,
+            "dataset": f"{config.dataset.name}, split {stages.eval_split}",
+            "device": f"{runtime.device}, {runtime.precision}",
+            "seed": config.seed,
+            "paw": paw.__version__,
+        }
         log.info(
             "paw %s  %s  %s on %s  %s",
             paw.__version__,
@@ -58,7 +73,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.console.close()
         if error is not None:
             self.console.note_failure(error)
@@ -66,7 +86,13 @@ class Run:
         self.said = [*(f"Warning: {text}" for text in self._warnings), *self.said]
         if self.systems:
             form = self.config.evaluate.records
-            results.write(self.folder, self.systems, self.said, self.about, records.file_names(self.systems, form))
+            results.write(
+                self.folder,
+                self.systems,
+                self.said,
+                self.about,
+                records.file_names(self.systems, form),
+            )
             records.publish(self.folder, self.systems, form)
         for name, path in self._adapters.items():
             _publish(path, self.folder / "adapters" / name)
@@ -74,14 +100,24 @@ class Run:
             self._close()
         if self.console.tracker is not None:
             self.console.tracker.finish()
-        if isinstance(error, PawError) and self._own and not self.systems and not self._adapters and not self._links:
-            shutil.rmtree(self.folder, ignore_errors=True)  # nothing was made: the one line that says why is all there is
+        if (
+            isinstance(error, PawError)
+            and self._own
+            and not self.systems
+            and not self._adapters
+            and not self._links
+        ):
+            shutil.rmtree(
+                self.folder, ignore_errors=True
+            )  # nothing was made: the one line that says why is all there is
 
     def add(self, system: System) -> System:
         self.systems.append(system)
         r = system.result
         self.console.start(system.name)
-        self.console.metrics({k: r[k] for k in ("accuracy", "loss", "perplexity") if r[k] is not None}, 0)
+        self.console.metrics(
+            {k: r[k] for k in ("accuracy", "loss", "perplexity") if r[k] is not None}, 0
+        )
         return system
 
     def keep(self, name: str, adapter: Adapter) -> None:
@@ -101,7 +137,9 @@ class Run:
         summary = self.folder / "summary.md" if self.systems else self.folder
         adapters = f", adapters: {self.folder / 'adapters'}" if self._adapters else ""
         adapters += "".join(f", {name}: {self.folder / name}" for name in self._links)
-        log.info("\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, summary, adapters)
+        log.info(
+            "\n%.1f s in all. Results: %s%s", time.monotonic() - self._began, summary, adapters
+        )
 
 
 def new_folder(root: Path, label: str) -> Path:

@@ -21,8 +21,12 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         adapter = stages.train(base)
         run.keep("source", adapter)
         console.banner("[2/3] evaluate the base")
-        alone = "majority-class baseline" if config.evaluate.mode == "classify" else "source base"  # a base has no head
+        alone = (
+            "majority-class baseline" if config.evaluate.mode == "classify" else "source base"
+        )  # a base has no head
         before = run.add(stages.evaluate(alone, base))
         console.banner("[3/3] evaluate the adapter")
-        run.said = beside(before, [run.add(stages.evaluate("source + own adapter", base, adapter))], config.seed)
+        run.said = beside(
+            before, [run.add(stages.evaluate("source + own adapter", base, adapter))], config.seed
+        )
     return run.systems

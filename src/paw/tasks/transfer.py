@@ -25,7 +25,10 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
         console.banner(f"transfer it to {target.name}")
         methods = stages.methods()
         names = numbered([c.method for c in methods])
-        moved = {name: stages.transfer(adapter, source, target, c) for name, c in zip(names, methods, strict=True)}
+        moved = {
+            name: stages.transfer(adapter, source, target, c)
+            for name, c in zip(names, methods, strict=True)
+        }
         run.keep("source", adapter)
         for name, result in moved.items():
             run.keep(f"target_{name.replace(' ', '_')}", result)

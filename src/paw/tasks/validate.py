@@ -6,6 +6,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from paw.models.load import has_driver, resolve_runtime
 from paw.models.locate import at_hand, locate, on_hub
 from paw.tasks.stages import check_adapter, check_training
 from paw.text import markdown_table
-from paw.training.stage import MICRO
+from paw.training.train import MICRO
 
 log = logging.getLogger("paw")
 Row = tuple[str, str, str]  # what, ok or wrong or absent, and what was found
@@ -37,9 +38,15 @@ def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> 
     log.info("%s", markdown_table([["check", "", "found"], *map(list, rows)]))
     wrong = [row for row in rows if row[1] == "wrong"]
     if wrong:
-        raise ConfigError(f"task=validate: {len(wrong)} of {len(rows)} checks failed, the first is {wrong[0][0]}: {wrong[0][2]}")
+        raise ConfigError(
+            f"task=validate: {len(wrong)} of {len(rows)} checks failed, the first is {wrong[0][0]}: {wrong[0][2]}"
+        )
     absent = sum(row[1] == "absent" for row in rows)
-    log.info("\n%d checks, none failed%s.", len(rows), f"; {absent} models and data sets are not on this machine" if absent else "")
+    log.info(
+        "\n%d checks, none failed%s.",
+        len(rows),
+        f"; {absent} models and data sets are not on this machine" if absent else "",
+    )
     return rows
 
 
@@ -62,7 +69,10 @@ def _one(config: PawConfig, console: Console, target: bool) -> Iterator[Row]:
     yield _check("hardware", lambda: _hardware(config))
     yield "make gpu", "ok", _gpu_checks()
     folders: dict[str, Path] = {}
-    for side, model in (("source", config.source), *([("target", config.target)] if target else [])):
+    for side, model in (
+        ("source", config.source),
+        *([("target", config.target)] if target else []),
+    ):
 
         def look(side: str = side, model: ModelConfig = model) -> str:
             if at_hand(model, config.paths.models_dir) is None and model.hub and not model.path:
@@ -72,7 +82,9 @@ def _one(config: PawConfig, console: Console, target: bool) -> Iterator[Row]:
 
         yield _check(f"model@{side}", look)
     c = config.dataset
-    splits = {"train": c.train_split, "test": config.evaluate.split or c.eval_split} | ({"validation": c.val_split} if c.val_split else {})
+    splits = {"train": c.train_split, "test": config.evaluate.split or c.eval_split} | (
+        {"validation": c.val_split} if c.val_split else {}
+    )
     for name, split in splits.items():
         yield _check(f"dataset, {name} split", lambda split=split: _rows(config, split, console))  # type: ignore[misc]
     for side, folder in folders.items():
@@ -96,7 +108,9 @@ def _gpu_checks() -> str:
     names = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     if not names:
         return "an NVIDIA driver, but this torch sees no GPU: install its CUDA build"
-    several = "strategies on all of them" if names.total() > 1 else "without what needs several GPUs"
+    several = (
+        "strategies on all of them" if names.total() > 1 else "without what needs several GPUs"
+    )
     return f"applies: {', '.join(f'{n} × {name}' for name, n in names.items())}; {several}"
 
 
@@ -116,12 +130,16 @@ def _memory(config: PawConfig, folder: Path) -> str:
     if t.accumulate is None and runtime.device == "cpu":
         tokens = min(tokens, max(MICRO, t.max_length))
     shards = runtime.devices if runtime.strategy == "fsdp" else 1
-    found = estimate(folder, config.adapter, runtime.precision, tokens, shards, t.gradient_checkpointing)
+    found = estimate(
+        folder, config.adapter, runtime.precision, tokens, shards, t.gradient_checkpointing
+    )
     parts = f"{found.weights:.1f} weights, {found.adapter:.1f} adapter, {found.activations:.1f} activations, {found.logits:.1f} logits"
     said = f"at most about {found.total:.1f} GiB a device ({parts}) with micro-batches of {tokens} tokens"
     room = _room(config, runtime.device)
     if room is not None and found.weights + found.adapter > room:
-        raise ConfigError(f"{said}; a device has {room:.0f}. Choose adapter=qlora, hardware.strategy=fsdp or a smaller model.")
+        raise ConfigError(
+            f"{said}; a device has {room:.0f}. Choose adapter=qlora, hardware.strategy=fsdp or a smaller model."
+        )
     if room is not None and found.total > room:
         return f"{said}; a device has {room:.0f}, so that micro-batches will be halved (train.accumulate)"
     return said
@@ -156,8 +174,10 @@ def _everything(config: PawConfig) -> Iterator[Row]:
         if group == "model@target":
             continue
         for choice in choices:
-            extra = ["task=train"] if group in ("dataset", "adapter") else []  # not all of them have a pipeline
-            yield _check(f"{group}={choice}", lambda asked=[f"{group}={choice}", *extra]: _composes(asked))  # type: ignore[misc]
+            # not all of them have a pipeline
+            extra = ["task=train"] if group in ("dataset", "adapter") else []
+            look = partial(_composes, [f"{group}={choice}", *extra])
+            yield _check(f"{group}={choice}", look)
     for name in groups()["model@source"]:
         place = at_hand(model_named(name), config.paths.models_dir)
         yield f"model {name}", "ok" if place else "absent", place or "not on this machine"

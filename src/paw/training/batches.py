@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from paw.data.encode import Encoded
-from paw.data.tokens import Rows
+from paw.data.encode import Rows
+from paw.data.tokenise import Encoded
 from paw.training.objectives import Objective
 
 BUCKET = 32  # steps whose examples are sorted by length together, where rows are filled up
@@ -49,7 +49,9 @@ class Share:
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
     """A new order every epoch."""
-    found: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+    found: list[int] = torch.randperm(
+        count, generator=torch.Generator().manual_seed(seed + epoch)
+    ).tolist()
     return found
 
 
@@ -67,24 +69,35 @@ def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> I
     """
     count, steps = len(lengths), per_epoch(len(lengths), size)
     for epoch in itertools.count():
-        shuffled = order(count, seed, epoch)[: steps * size]  # what is left over is left to chance, not the shortest
+        shuffled = order(count, seed, epoch)[
+            : steps * size
+        ]  # what is left over is left to chance, not the shortest
         if bucketed:
             span = BUCKET * size
-            shuffled = [i for at in range(0, len(shuffled), span) for i in sorted(shuffled[at : at + span], key=lambda i: -lengths[i])]
+            shuffled = [
+                i
+                for at in range(0, len(shuffled), span)
+                for i in sorted(shuffled[at : at + span], key=lambda i: -lengths[i])
+            ]
         batches = [shuffled[at * size : (at + 1) * size] for at in range(steps)]
         if bucketed:
             random.Random(seed + epoch).shuffle(batches)
         yield from batches
 
 
-def micro_batches(rows: Sequence[Encoded], picked: Sequence[int], share: Share, objective: Objective, step: int) -> list[Micro]:
+def micro_batches(
+    rows: Sequence[Encoded], picked: Sequence[int], share: Share, objective: Objective, step: int
+) -> list[Micro]:
     """This process's part of one step. Lightning divides by the micro-batches, and gradients are averaged over processes:
     both are multiplied in again, so that every counted token or example of the step weighs the same."""
     whole = [rows[i] for i in picked]
     total = sum(map(objective.count, whole))
     mine = sorted(whole[share.rank :: share.world], key=lambda r: -len(r.ids))
     weight, tokens = share.accumulate * share.world / total, sum(len(r.ids) for r in whole)
-    return [Micro(part, weight, step, tokens) for part in _parts(mine, share.accumulate, objective.packed)]
+    return [
+        Micro(part, weight, step, tokens)
+        for part in _parts(mine, share.accumulate, objective.packed)
+    ]
 
 
 def _parts(rows: list[Encoded], count: int, packed: bool) -> list[list[Encoded]]:
@@ -102,7 +115,9 @@ def _parts(rows: list[Encoded], count: int, packed: bool) -> list[list[Encoded]]
 
 
 class Steps(IterableDataset[Micro]):
-    def __init__(self, rows: Rows, objective: Objective, size: int, seed: int, share: Share, first: int) -> None:
+    def __init__(
+        self, rows: Rows, objective: Objective, size: int, seed: int, share: Share, first: int
+    ) -> None:
         self._all = (rows, objective, size, seed, share, first)
 
     def __iter__(self) -> Iterator[Micro]:
@@ -121,7 +136,9 @@ class Validation(IterableDataset[Micro]):
         found = [[rows[i] for i in by_length[at : at + size]] for at in range(0, len(rows), size)]
         self.counted = sum(objective.count(r) for batch in found for r in batch)
         mine = [Micro(batch, 1.0, 0, 0) for batch in found[share.rank :: share.world]]
-        self._mine = mine + [Micro(found[0], 0.0, 0, 0)] * (-(-len(found) // share.world) - len(mine))
+        self._mine = mine + [Micro(found[0], 0.0, 0, 0)] * (
+            -(-len(found) // share.world) - len(mine)
+        )
 
     def __iter__(self) -> Iterator[Micro]:
         return iter(self._mine)

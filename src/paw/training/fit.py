@@ -18,9 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from paw.config.adapters import AdapterConfig
 from paw.config.schema import TrainConfig
-from paw.data.tokens import Rows
+from paw.data.encode import Rows
 from paw.errors import ConfigError, PawError, StageError
-from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer, out_of_memory, tells_pairs
+from paw.models.load import (
+    Runtime,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    out_of_memory,
+    tells_pairs,
+)
 from paw.store import Watch, peak_gpu, tell_gpu
 from paw.training.adapters import Setting, method_named
 from paw.training.batches import Share, Steps, Validation, loader, per_epoch
@@ -30,7 +37,11 @@ if TYPE_CHECKING:
     from paw.training.module import Training
 
 PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-SLACK = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}  # nats a token: rounding, where contamination is more
+SLACK = {
+    "float32": 1e-3,
+    "bfloat16": 0.25,
+    "float16": 0.05,
+}  # nats a token: rounding, where contamination is more
 FACTS = "facts.json"
 TEXT = 8192  # tokens of the training data that a method may start from
 
@@ -98,9 +109,20 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
             model = _adapted(plan, rows, device)
             objective = _objective(plan, model, rows, device)
             if plan.train.compile:
-                base = model.get_base_model()  # its body: the output projection is hooked to read labelled positions only
+                base = (
+                    model.get_base_model()
+                )  # its body: the output projection is hooked to read labelled positions only
                 getattr(base, base.base_model_prefix, base).compile(dynamic=True)
-            module = Training(model, method_named(plan.adapter.method), objective, plan.train, plan.steps, share, plan.folder, watch)
+            module = Training(
+                model,
+                method_named(plan.adapter.method),
+                objective,
+                plan.train,
+                plan.steps,
+                share,
+                plan.folder,
+                watch,
+            )
             size = min(plan.train.batch_size * share.world, len(rows))
             train_data = loader(Steps(rows, objective, size, plan.train.seed, share, plan.done))
             val_data = _validation(plan, objective, share, module)
@@ -111,20 +133,31 @@ def _work(plan: Plan, rank: int, watch: Watch) -> None:
                 raise OutOfMemory from None
             raise
         if len(module.history.losses) < plan.steps and not trainer.should_stop:
-            raise StageError(f"train: stopped after {len(module.history.losses)} of {plan.steps} steps.")
+            raise StageError(
+                f"train: stopped after {len(module.history.losses)} of {plan.steps} steps."
+            )
         module.write_adapter(plan.folder / LAST)
         if rank == 0:
             history = module.history
             history.write(plan.folder / CURVE)
-            steady = slice(1 if history.step > 1 else 0, None)  # the first step touches its memory for the first time
+            steady = slice(
+                1 if history.step > 1 else 0, None
+            )  # the first step touches its memory for the first time
             facts = {
-                "steps": history.step, "packed": objective.packed, "accumulate": plan.accumulate,
-                "gradient_checkpointing": plan.gradient_checkpointing, "strategy": plan.runtime.strategy, "devices": share.world,
+                "steps": history.step,
+                "packed": objective.packed,
+                "accumulate": plan.accumulate,
+                "gradient_checkpointing": plan.gradient_checkpointing,
+                "strategy": plan.runtime.strategy,
+                "devices": share.world,
                 "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
                 "tokens": sum(history.tokens),
-                "tokens_per_second": round(sum(history.tokens[steady]) / sum(history.seconds[steady]), 1),
-                "validations": history.validations, "skipped": history.skipped,
-            }  # fmt: skip
+                "tokens_per_second": round(
+                    sum(history.tokens[steady]) / sum(history.seconds[steady]), 1
+                ),
+                "validations": history.validations,
+                "skipped": history.skipped,
+            }
             (plan.folder / FACTS).write_text(json.dumps(facts))
         trainer.strategy.barrier()
 
@@ -138,23 +171,31 @@ def _adapted(plan: Plan, rows: Rows, device: str) -> Any:
     quantise = plan.adapter.quantise
     # A quantised base is made where it will stay; another is moved by Lightning. Sharding wants one dtype in a layer.
     precision = "float32" if plan.runtime.strategy == "fsdp" else plan.runtime.precision
-    runtime = replace(plan.runtime, device=device if quantise != "none" else "cpu", precision=precision)
+    runtime = replace(
+        plan.runtime, device=device if quantise != "none" else "cpu", precision=precision
+    )
     head: list[str] = []
     if plan.classify:
-        base, head = load_classifier(plan.model, runtime, plan.classes, plan.trust_remote_code, quantise)
+        base, head = load_classifier(
+            plan.model, runtime, plan.classes, plan.trust_remote_code, quantise
+        )
     else:
         base = load_model(plan.model, runtime, plan.trust_remote_code, quantise)
     if plan.train.liger:
         _liger(base)
     text = [token for i in range(min(len(rows), 64)) for token in rows[i].ids][:TEXT]
-    setting = Setting(base, plan.model.name, "SEQ_CLS" if plan.classify else "CAUSAL_LM", plan.steps, head, text)
+    setting = Setting(
+        base, plan.model.name, "SEQ_CLS" if plan.classify else "CAUSAL_LM", plan.steps, head, text
+    )
     method = method_named(plan.adapter.method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(base, method.config(plan.adapter, setting))
     model.peft_config["default"].base_model_name_or_path = plan.name
     method.prepare(model, setting)
-    if plan.runtime.precision != "float32":  # autocast does it, without a float32 copy of every input
+    if (
+        plan.runtime.precision != "float32"
+    ):  # autocast does it, without a float32 copy of every input
         for layer in model.modules():
             if hasattr(layer, "cast_input_dtype_enabled"):  # IA³'s layers cast nothing
                 layer.cast_input_dtype_enabled = False
@@ -178,24 +219,36 @@ def _objective(plan: Plan, model: Any, rows: Rows, device: str) -> Objective:
     tokenizer, base = load_tokenizer(plan.model, plan.trust_remote_code), model.get_base_model()
     if plan.classify:
         return Classes(tokenizer.pad_token_id, plan.classes is None, tells_pairs(base, tokenizer))
-    packed = plan.train.packing is not False and not model.active_peft_config.is_prompt_learning and not plan.train.compile
+    packed = (
+        plan.train.packing is not False
+        and not model.active_peft_config.is_prompt_learning
+        and not plan.train.compile
+    )
     packed = packed and packing.use(base)
     if packed:
         few = sorted((rows[i] for i in range(min(len(rows), 16))), key=lambda r: len(r.ids))[:3]
         model.eval().to(device)
-        with torch.autocast(plan.runtime.device, plan.runtime.dtype, enabled=plan.runtime.precision != "float32"):
-            packed = packing.agrees(model, few, tokenizer.pad_token_id, SLACK[plan.runtime.precision])
+        with torch.autocast(
+            plan.runtime.device, plan.runtime.dtype, enabled=plan.runtime.precision != "float32"
+        ):
+            packed = packing.agrees(
+                model, few, tokenizer.pad_token_id, SLACK[plan.runtime.precision]
+            )
         if not packed:
             packing.undo(base)
     if plan.train.packing and not packed:
-        raise ConfigError(f"train.packing=true: {plan.adapter.method} on {plan.model.name} does not take packed rows. Leave it out.")
+        raise ConfigError(
+            f"train.packing=true: {plan.adapter.method} on {plan.model.name} does not take packed rows. Leave it out."
+        )
     return Answers(tokenizer.pad_token_id, packed)
 
 
 def _validation(plan: Plan, objective: Objective, share: Share, module: Training) -> Any:
     if plan.val_rows is None:
         return None
-    data = Validation(Rows(plan.val_rows), objective, max(1, plan.train.batch_size // plan.accumulate), share)
+    data = Validation(
+        Rows(plan.val_rows), objective, max(1, plan.train.batch_size // plan.accumulate), share
+    )
     module.counted = data.counted
     return loader(data)
 
@@ -219,9 +272,14 @@ def _trainer(plan: Plan, model: Any) -> Any:
             accumulate_grad_batches=plan.accumulate,
             val_check_interval=c.val_every * plan.accumulate if c.val_every else None,
             check_val_every_n_epoch=None if c.val_every else 1,
-            num_sanity_val_steps=-1 if c.val_every and not plan.done else 0,  # where it starts from is known, too
+            num_sanity_val_steps=-1
+            if c.val_every and not plan.done
+            else 0,  # where it starts from is known, too
             precision=None if autocast else PRECISION[runtime.precision],
-            plugins=[LightningEnvironment(), *autocast],  # under Slurm too, one task starts its own processes
+            plugins=[
+                LightningEnvironment(),
+                *autocast,
+            ],  # under Slurm too, one task starts its own processes
             use_distributed_sampler=False,
             logger=False,
             enable_checkpointing=False,
@@ -243,7 +301,9 @@ def _autocast(runtime: Runtime) -> list[Any]:
         return []
     if runtime.strategy == "fsdp":
         sharded = FSDPPrecision(name)
-        if runtime.precision == "float16":  # Lightning's own is for CUDA, and without it scales nothing and says nothing
+        if (
+            runtime.precision == "float16"
+        ):  # Lightning's own is for CUDA, and without it scales nothing and says nothing
             sharded.scaler = ShardedGradScaler(device=runtime.device)
         return [sharded]
     scaler = torch.amp.GradScaler(runtime.device) if runtime.precision == "float16" else None
@@ -258,7 +318,10 @@ def _strategy(plan: Plan, model: Any) -> Any:
     if plan.runtime.devices == 1 and name in ("auto", "ddp"):
         return "auto"
     if name in ("auto", "ddp"):  # every buffer is the same from the start
-        return strategies.DDPStrategy(process_group_backend="nccl" if plan.runtime.device == "cuda" else "gloo", broadcast_buffers=False)
+        return strategies.DDPStrategy(
+            process_group_backend="nccl" if plan.runtime.device == "cuda" else "gloo",
+            broadcast_buffers=False,
+        )
     if name == "fsdp":
         whole = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
         layers = {type(m) for m in model.modules() if type(m).__name__ in whole}
@@ -274,7 +337,13 @@ def _run(trainer: Any, module: Training, train_data: Any, val_data: Any, plan: P
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            trainer.fit(module, train_data, val_data, ckpt_path=str(plan.checkpoint) if plan.checkpoint else None, weights_only=True)
+            trainer.fit(
+                module,
+                train_data,
+                val_data,
+                ckpt_path=str(plan.checkpoint) if plan.checkpoint else None,
+                weights_only=True,
+            )
         except SystemExit:  # what Lightning makes of Ctrl-C
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
@@ -310,7 +379,9 @@ def _spawn(plan: Plan, watch: Watch) -> None:
 
     world = plan.runtime.devices
     queue = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(_process, (plan, queue, _free_port()), nprocs=world, join=False, start_method="spawn")
+    context = mp.start_processes(
+        _process, (plan, queue, _free_port()), nprocs=world, join=False, start_method="spawn"
+    )
     wrong: Exception | None = None
     try:
         while True:
@@ -319,7 +390,13 @@ def _spawn(plan: Plan, watch: Watch) -> None:
             except mp.ProcessRaisedException as e:
                 ended, wrong = True, wrong or e
             except mp.ProcessExitedException as e:
-                ended, wrong = True, wrong or StageError(f"train: a process was ended from outside ({str(e).splitlines()[0]}).")
+                ended, wrong = (
+                    True,
+                    wrong
+                    or StageError(
+                        f"train: a process was ended from outside ({str(e).splitlines()[0]})."
+                    ),
+                )
             while not queue.empty():
                 kind, what = queue.get()
                 if kind == "wrong":
@@ -343,7 +420,12 @@ def _process(rank: int, plan: Plan, queue: Any, port: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     if plan.runtime.device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // plan.runtime.devices))
     try:

@@ -32,7 +32,9 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
     h = layer.lora_A["default"](layer.lora_dropout["default"](x))
     base = layer.base_layer
-    found: torch.Tensor = _Sum.apply(x, base.weight, base.bias, h, layer.lora_B["default"].weight, layer.scaling["default"])  # type: ignore[no-untyped-call]
+    found: torch.Tensor = _Sum.apply(
+        x, base.weight, base.bias, h, layer.lora_B["default"].weight, layer.scaling["default"]
+    )  # type: ignore[no-untyped-call]
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 
 if TYPE_CHECKING:
     import torch

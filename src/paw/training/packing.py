@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from paw.data.encode import Encoded
+from paw.data.tokenise import Encoded
 from paw.models.load import ordinary_attention, out_of_memory
 
 if TYPE_CHECKING:
@@ -35,16 +35,28 @@ def use(model: Any) -> bool:
 
 def undo(model: Any) -> None:
     """Back to the library's own attention."""
-    name = "eager" if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+    name = (
+        "eager"
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+        else "sdpa"
+    )
     model.config.get_text_config()._attn_implementation = name
     model.config._attn_implementation = name
 
 
 def attend(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, softcap: float | None = None,
-    segments: Sequence[int] | None = None, **kwargs: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    segments: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """Causal attention within segments.
 
     Args:
@@ -57,17 +69,29 @@ def attend(
     import torch
 
     parts = []
-    alike = [(length, sum(1 for _ in rows)) for length, rows in groupby(segments or [query.shape[2]])]  # rows come sorted by length
+    alike = [
+        (length, sum(1 for _ in rows)) for length, rows in groupby(segments or [query.shape[2]])
+    ]  # rows come sorted by length
     sizes = [length * n for length, n in alike]
-    for (length, n), *qkv in zip(alike, *(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True):
+    for (length, n), *qkv in zip(
+        alike, *(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True
+    ):
         q, k, v = (x.reshape(x.shape[1], n, length, -1).transpose(0, 1) for x in qkv)
-        found = _one(q, k, v, scaling, dropout, sliding_window, softcap)  # n × heads × length × size
+        found = _one(
+            q, k, v, scaling, dropout, sliding_window, softcap
+        )  # n × heads × length × size
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
 
 def _one(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float | None, dropout: float, window: int | None, softcap: float | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
 ) -> torch.Tensor:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
@@ -80,12 +104,17 @@ def _one(
         if window is not None:
             seen &= place[:, None] - place < window
     if softcap is None:
-        return scaled_dot_product_attention(q, k, v, seen, dropout, is_causal=seen is None, scale=scaling, enable_gqa=grouped)
+        return scaled_dot_product_attention(
+            q, k, v, seen, dropout, is_causal=seen is None, scale=scaling, enable_gqa=grouped
+        )
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))  # type: ignore[operator]
-    return torch.nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(q.dtype), dropout) @ v
+    return (
+        torch.nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(q.dtype), dropout)
+        @ v
+    )
 
 
 def agrees(model: Any, rows: Sequence[Encoded], pad_id: int, slack: float) -> bool:

@@ -38,7 +38,9 @@ class PreferStage:
     trust_remote_code: bool = transient(False)
 
 
-def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def prefer(
+    config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """Trains on pairs of answers, the better and the worse, with the base itself as the reference.
 
     Args:
@@ -60,7 +62,9 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     accumulate = c.accumulate or 1
 
     class Told(TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
             if logs and "loss" in logs:
                 watch.progress(state.global_step, steps, f"loss {float(logs['loss']):.3f}")
                 watch.metrics({"train/loss": float(logs["loss"])}, state.global_step)
@@ -70,22 +74,43 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     tokenizer = load_tokenizer(model.path, config.trust_remote_code)
     if tokenizer.eos_token is None:  # TRL ends every answer with it
         tokenizer.eos_token = tokenizer.pad_token
-    peft_config = method_named(config.adapter.method).config(config.adapter, Setting(base, model.path.name, "CAUSAL_LM", steps, (), ()))
+    peft_config = method_named(config.adapter.method).config(
+        config.adapter, Setting(base, model.path.name, "CAUSAL_LM", steps, (), ())
+    )
     args = DPOConfig(
-        output_dir=mkdtemp(), max_steps=steps, per_device_train_batch_size=c.batch_size // accumulate,
+        output_dir=mkdtemp(),
+        max_steps=steps,
+        per_device_train_batch_size=c.batch_size // accumulate,
         gradient_accumulation_steps=accumulate,
-        learning_rate=c.lr, lr_scheduler_type=c.schedule, warmup_steps=round(c.warmup_ratio * steps), weight_decay=c.weight_decay,
-        max_grad_norm=c.grad_clip or 1e9, max_length=c.max_length, beta=config.prefer.beta, loss_type=[config.prefer.loss], seed=c.seed,
-        optim="adamw_torch_fused", bf16=config.runtime.precision == "bfloat16", fp16=config.runtime.precision == "float16",
-        use_cpu=config.runtime.device == "cpu", gradient_checkpointing=c.gradient_checkpointing, logging_steps=1, report_to=[],
-        save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        learning_rate=c.lr,
+        lr_scheduler_type=c.schedule,
+        warmup_steps=round(c.warmup_ratio * steps),
+        weight_decay=c.weight_decay,
+        max_grad_norm=c.grad_clip or 1e9,
+        max_length=c.max_length,
+        beta=config.prefer.beta,
+        loss_type=[config.prefer.loss],
+        seed=c.seed,
+        optim="adamw_torch_fused",
+        bf16=config.runtime.precision == "bfloat16",
+        fp16=config.runtime.precision == "float16",
+        use_cpu=config.runtime.device == "cpu",
+        gradient_checkpointing=c.gradient_checkpointing,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
     _ = args.device  # finds all GPUs, and would train on each a batch of its own
     args._n_gpu = min(1, args.n_gpu)
     disable_progress_bars()
     logging.getLogger("trl").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with warnings.catch_warnings(), redirect_stdout(StringIO()):  # its own log lines; ours has them in the curve
+    with (
+        warnings.catch_warnings(),
+        redirect_stdout(StringIO()),
+    ):  # its own log lines; ours has them in the curve
         warnings.simplefilter("ignore")
         trainer = DPOTrainer(
             model=base,
@@ -104,7 +129,15 @@ def prefer(config: PreferStage, inputs: Mapping[str, Input], out: Path, watch: W
     stamp(out, model.fingerprint, made_by="prefer", method=config.adapter.method)
     with open(out / CURVE, "w", encoding="utf-8") as f:
         f.writelines(
-            json.dumps({"step": h["step"], "loss": h["loss"], "preferred": h["rewards/accuracies"], "margin": h["rewards/margins"]}) + "\n"
+            json.dumps(
+                {
+                    "step": h["step"],
+                    "loss": h["loss"],
+                    "preferred": h["rewards/accuracies"],
+                    "margin": h["rewards/margins"],
+                }
+            )
+            + "\n"
             for h in history
         )
     tail = history[-max(1, len(history) // 10) :]
@@ -125,4 +158,6 @@ def check(devices: int) -> None:
     for package in ("trl", "datasets"):
         need(package, "prefer", "task=prefer")
     if devices > 1:
-        raise ConfigError(f"hardware.devices={devices}: task=prefer trains on one device. Set hardware.devices=1.")
+        raise ConfigError(
+            f"hardware.devices={devices}: task=prefer trains on one device. Set hardware.devices=1."
+        )

@@ -19,10 +19,17 @@ class OnCpu(FSDPStrategy):
         return torch.device("cpu")
 
     def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
-        return FullyShardedDataParallel(model, device_id=self.root_device, mixed_precision=self.mixed_precision_config, **self.kwargs)
+        return FullyShardedDataParallel(
+            model,
+            device_id=self.root_device,
+            mixed_precision=self.mixed_precision_config,
+            **self.kwargs,
+        )
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert isinstance(self.model, FullyShardedDataParallel)
         whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
-        with FullyShardedDataParallel.state_dict_type(self.model, StateDictType.FULL_STATE_DICT, whole):
+        with FullyShardedDataParallel.state_dict_type(
+            self.model, StateDictType.FULL_STATE_DICT, whole
+        ):
             return self.model.state_dict()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paw.data.encode import pad
+from paw.data.tokenise import pad
 from paw.errors import TransferError
 from paw.models.layout import Part
 from paw.store import Watch
@@ -46,7 +46,9 @@ def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> li
         if found >= limit:
             break
     if not found:
-        raise TransferError("the two tokenizers share no word boundary in the calibration text. Give other text: transfer.calibration.")
+        raise TransferError(
+            "the two tokenizers share no word boundary in the calibration text. Give other text: transfer.calibration."
+        )
     return out
 
 
@@ -99,7 +101,9 @@ def second_moments(
     grams: tuple[dict[Space, Tensor], dict[Space, Tensor]] = ({}, {})
     count, total = 0, sum(len(t.positions) for t in texts)
     paired = seen(models, places, texts, batch_size, pads)
-    for now_s, now_t in paired if shuffle is None else _mispaired(models, places, texts, batch_size, pads, shuffle):
+    for now_s, now_t in (
+        paired if shuffle is None else _mispaired(models, places, texts, batch_size, pads, shuffle)
+    ):
         for sums, now in zip(grams, (now_s, now_t), strict=True):
             for space, x in now.items():
                 _add(sums, space, x, x)
@@ -111,21 +115,43 @@ def second_moments(
 
     def apart(side: int, space: Space) -> Tensor:
         found = [now[side][space] for now in kept]
-        return torch.cat(found) if found else grams[side][space].new_empty(0, len(grams[side][space]))
+        return (
+            torch.cat(found) if found else grams[side][space].new_empty(0, len(grams[side][space]))
+        )
 
-    return {(s, t): Site(cross[s, t] / count, grams[0][s] / count, grams[1][t] / count, apart(0, s), apart(1, t)) for s, t in wanted}
+    return {
+        (s, t): Site(
+            cross[s, t] / count, grams[0][s] / count, grams[1][t] / count, apart(0, s), apart(1, t)
+        )
+        for s, t in wanted
+    }
 
 
 def seen(
-    models: Models, places: Places, texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int]
+    models: Models,
+    places: Places,
+    texts: Sequence[PairedText],
+    batch_size: int,
+    pads: tuple[int, int],
 ) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
     """Batch by batch, what both models do at the paired positions: positions × width, float32, by space."""
     order = by_length(texts)
-    return zip(*(seen_by(models[side], places[side], order, side, batch_size, pads[side]) for side in (0, 1)), strict=True)
+    return zip(
+        *(
+            seen_by(models[side], places[side], order, side, batch_size, pads[side])
+            for side in (0, 1)
+        ),
+        strict=True,
+    )
 
 
 def _mispaired(
-    models: Models, places: Places, texts: Sequence[PairedText], batch_size: int, pads: tuple[int, int], seed: int
+    models: Models,
+    places: Places,
+    texts: Sequence[PairedText],
+    batch_size: int,
+    pads: tuple[int, int],
+    seed: int,
 ) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
     """The same positions of both models, paired at random. Texts of both are run in orders of their own, and positions
     turned round inside a batch: batches of like texts beside each other would still be paired rightly on the whole."""
@@ -133,16 +159,25 @@ def _mispaired(
     streams = []
     for side in (0, 1):
         order = [texts[i] for i in torch.randperm(len(texts), generator=generator)]
-        streams.append(_rows(seen_by(models[side], places[side], order, side, batch_size, pads[side]), generator))
+        streams.append(
+            _rows(
+                seen_by(models[side], places[side], order, side, batch_size, pads[side]), generator
+            )
+        )
     yield from zip(*streams, strict=True)
 
 
-def _rows(batches: Iterator[dict[Space, Tensor]], generator: torch.Generator, size: int = 256) -> Iterator[dict[Space, Tensor]]:
+def _rows(
+    batches: Iterator[dict[Space, Tensor]], generator: torch.Generator, size: int = 256
+) -> Iterator[dict[Space, Tensor]]:
     """Batches of `size` positions (the last may be less), in random order inside the batch they come from."""
     left: dict[Space, Tensor] = {}
     for batch in batches:
         order = torch.randperm(len(next(iter(batch.values()))), generator=generator)
-        left = {space: torch.cat([left[space], x[order]]) if left else x[order] for space, x in batch.items()}
+        left = {
+            space: torch.cat([left[space], x[order]]) if left else x[order]
+            for space, x in batch.items()
+        }
         while len(next(iter(left.values()))) >= size:
             yield {space: x[:size] for space, x in left.items()}
             left = {space: x[size:] for space, x in left.items()}
@@ -167,7 +202,12 @@ def seen_by(
         with _Recorder(model, places, rows, columns) as recorder:
             ids = [text.target if side else text.source for text in batch]
             mask = pad([[1] * len(i) for i in ids], 0).to(model.device)
-            model(input_ids=pad(ids, pad_id).to(model.device), attention_mask=mask, logits_to_keep=1, use_cache=False)
+            model(
+                input_ids=pad(ids, pad_id).to(model.device),
+                attention_mask=mask,
+                logits_to_keep=1,
+                use_cache=False,
+            )
         yield recorder.now
 
 
@@ -182,14 +222,17 @@ def _add(sums: dict[Any, Tensor], key: Any, x: Tensor, y: Tensor) -> None:
 class _Recorder:
     """Hooks that keep the wanted positions (float32, positions × width) of a forward pass."""
 
-    def __init__(self, model: Any, places: Mapping[Space, Part], rows: list[int], columns: list[int]) -> None:
+    def __init__(
+        self, model: Any, places: Mapping[Space, Part], rows: list[int], columns: list[int]
+    ) -> None:
         self.model, self.places = model, places
         self.now: dict[Space, Tensor] = {}
         self._rows, self._columns = (torch.tensor(i, device=model.device) for i in (rows, columns))
 
     def __enter__(self) -> _Recorder:
         self.hooks = [
-            self.model.get_submodule(part.module).register_forward_hook(self._record(space, part)) for space, part in self.places.items()
+            self.model.get_submodule(part.module).register_forward_hook(self._record(space, part))
+            for space, part in self.places.items()
         ]
         return self
 

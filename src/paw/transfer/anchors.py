@@ -52,7 +52,9 @@ def embedding_site(source: Tensor, target: Tensor, shared: list[tuple[int, int]]
         TransferError: if fewer tokens are shared than would place one direction.
     """
     if len(shared) < 2:
-        raise TransferError("transfer=embedding: the two tokenizers share no token. Use a method that looks at text, such as procrustes.")
+        raise TransferError(
+            "transfer=embedding: the two tokenizers share no token. Use a method that looks at text, such as procrustes."
+        )
     rows = torch.tensor(shared)
     e_s, e_t = source[rows[:, 0]], target[rows[:, 1]]
     trained = torch.ones(len(rows), dtype=torch.bool)

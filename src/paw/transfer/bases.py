@@ -24,7 +24,9 @@ class Bases:
     root: str | Path | None
     model: str  # the fingerprint of its content
 
-    def of(self, module: str, shape: tuple[int, int], k: int, weight: Callable[[], Tensor], device: str) -> Basis:
+    def of(
+        self, module: str, shape: tuple[int, int], k: int, weight: Callable[[], Tensor], device: str
+    ) -> Basis:
         """The top k singular vectors of a module's weight (out×in), float32; the weight is read only if they must be computed."""
         if self.root is None or max(shape) <= SMALL:  # small ones are computed as fast as read
             return singular_basis(weight(), k)
@@ -42,7 +44,10 @@ def _read(file: Path, k: int, device: str) -> Basis | None:
 
     if not file.is_file() or _hash(file) != _said(file):
         return None
-    with contextlib.suppress(SafetensorError, OSError), safe_open(file, framework="pt", device=device) as f:
+    with (
+        contextlib.suppress(SafetensorError, OSError),
+        safe_open(file, framework="pt", device=device) as f,
+    ):
         u, v, values = (f.get_tensor(name) for name in ("u", "v", "values"))
         if len(values) >= k:
             return Basis(u[:, :k], v[:, :k], values[:k], float(f.metadata()["norm"]))
@@ -55,7 +60,11 @@ def _write(file: Path, basis: Basis) -> None:
 
     tensors = {"u": basis.u, "v": basis.v, "values": basis.values}
     with replacing(file) as beside:
-        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, beside, metadata={"norm": repr(basis.norm)})
+        save_file(
+            {name: t.contiguous().cpu() for name, t in tensors.items()},
+            beside,
+            metadata={"norm": repr(basis.norm)},
+        )
     write_text(file.with_suffix(HASH), _hash(file))
 
 

@@ -19,7 +19,16 @@ from paw.errors import DataError
 from paw.models.layout import parts
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
-from paw.transfer.modules import HELD, Place, Space, all_pairs, by_layer, layer_of, moments_bytes, shared_spaces
+from paw.transfer.modules import (
+    HELD,
+    Place,
+    Space,
+    all_pairs,
+    by_layer,
+    layer_of,
+    moments_bytes,
+    shared_spaces,
+)
 
 if TYPE_CHECKING:
     from paw.transfer.activations import PairedText
@@ -43,10 +52,14 @@ class CalibrateStage:
     dataset: DatasetConfig | None = None  # where the text is the questions of a split
     split: str | None = None
     batch_size: int = transient(32)
-    trust: tuple[bool, bool] = transient((False, False))  # code of the source's, of the target's folder
+    trust: tuple[bool, bool] = transient(
+        (False, False)
+    )  # code of the source's, of the target's folder
 
 
-def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def calibrate(
+    config: CalibrateStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """One pass of both models over the calibration text.
 
     Args:
@@ -64,7 +77,12 @@ def calibrate(config: CalibrateStage, inputs: Mapping[str, Input], out: Path, wa
             tensors[f"{_key(s)} {_key(t)} {part}"] = getattr(site, part).contiguous().cpu()
     save_file(tensors, out / MOMENTS)
     mib = round(sum(x.nbytes for x in tensors.values()) / 2**20, 1)
-    return {"positions": run.positions, "held": sum(len(t.positions) for t in run.held), "texts": len(run.texts), "mib": mib}
+    return {
+        "positions": run.positions,
+        "held": sum(len(t.positions) for t in run.held),
+        "texts": len(run.texts),
+        "mib": mib,
+    }
 
 
 class Calibration:
@@ -74,15 +92,22 @@ class Calibration:
         from paw.transfer.activations import hold_out, pair_texts
 
         self.config = config
-        each = [(inputs[name].path, trust) for name, trust in zip(("source", "target"), config.trust, strict=True)]
+        each = [
+            (inputs[name].path, trust)
+            for name, trust in zip(("source", "target"), config.trust, strict=True)
+        ]
         tokenizers = [load_tokenizer(path, trust) for path, trust in each]
-        self.texts: list[PairedText] = pair_texts(_texts(config, inputs), tokenizers[0], tokenizers[1], config.positions)
+        self.texts: list[PairedText] = pair_texts(
+            _texts(config, inputs), tokenizers[0], tokenizers[1], config.positions
+        )
         self.fit, self.held = hold_out(self.texts, HELD)
         self.positions = sum(len(t.positions) for t in self.texts)
         self.pads = (tokenizers[0].pad_token_id, tokenizers[1].pad_token_id)
         self.source, self.target = (load_model(path, config.runtime, trust) for path, trust in each)
         self.models = (self.source, self.target)
-        self.parts = [parts(_linears(model), path) for model, (path, _) in zip(self.models, each, strict=True)]
+        self.parts = [
+            parts(_linears(model), path) for model, (path, _) in zip(self.models, each, strict=True)
+        ]
 
     def see(self, names: Names, watch: Watch) -> dict[tuple[Space, Space], Site]:
         """The moments of every space that these module pairs share."""
@@ -90,17 +115,37 @@ class Calibration:
 
         widest = max(model.config.get_text_config().intermediate_size for model in self.models)
         if self.positions < widest:
-            watch.say(f"{self.positions} positions are few for spaces of {widest} dimensions: raise transfer.positions or give more text")
+            watch.say(
+                f"{self.positions} positions are few for spaces of {widest} dimensions: raise transfer.positions or give more text"
+            )
         roles = [by_layer(parts) for parts in self.parts]
         wanted, c = shared_spaces(names), self.config
         source, target = (
-            {pair[side]: self.parts[side][roles[side][pair[side][0]][pair[side][1].role]] for pair in wanted} for side in (0, 1)
+            {
+                pair[side]: self.parts[side][roles[side][pair[side][0]][pair[side][1].role]]
+                for pair in wanted
+            }
+            for side in (0, 1)
         )
-        return second_moments(self.models, (source, target), wanted, self.fit, self.held, c.batch_size, self.pads, c.shuffle, watch)
+        return second_moments(
+            self.models,
+            (source, target),
+            wanted,
+            self.fit,
+            self.held,
+            c.batch_size,
+            self.pads,
+            c.shuffle,
+            watch,
+        )
 
 
 def _linears(model: Any) -> dict[str, tuple[int, int]]:
-    return {name: tuple(m.weight.shape) for name, m in model.named_modules() if hasattr(m, "in_features")}
+    return {
+        name: tuple(m.weight.shape)
+        for name, m in model.named_modules()
+        if hasattr(m, "in_features")
+    }
 
 
 def stored(folder: Path, names: Names, device: str) -> Iterator[Group]:
@@ -113,12 +158,22 @@ def stored(folder: Path, names: Names, device: str) -> Iterator[Group]:
         for group in _groups(names, 1):
             yield (
                 group,
-                {(s, t): Site(*(file.get_tensor(f"{_key(s)} {_key(t)} {part}") for part in PARTS)) for s, t in shared_spaces(group)},
+                {
+                    (s, t): Site(
+                        *(file.get_tensor(f"{_key(s)} {_key(t)} {part}") for part in PARTS)
+                    )
+                    for s, t in shared_spaces(group)
+                },
             )
 
 
 def streamed(
-    config: CalibrateStage, inputs: Mapping[str, Input], names: Names, shapes: tuple[Shapes, Shapes], memory_gb: float, watch: Watch
+    config: CalibrateStage,
+    inputs: Mapping[str, Input],
+    names: Names,
+    shapes: tuple[Shapes, Shapes],
+    memory_gb: float,
+    watch: Watch,
 ) -> Iterator[Group]:
     """Groups of as many target layers as fit into memory, one pass over the text each."""
     run = Calibration(config, inputs)
@@ -155,4 +210,7 @@ def _texts(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[str]:
     assert config.split is not None
     found = examples(inputs["data"].path, config.dataset, config.split)
     picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
-    return [words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "") for e, k in picked]
+    return [
+        words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "")
+        for e, k in picked
+    ]

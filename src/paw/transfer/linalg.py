@@ -25,9 +25,14 @@ def polar(m: Tensor) -> Tensor:
     seen = int((s > SEEN * s[0]).sum())
     rotation: Tensor = u[:, :seen] @ vh[:seen]
     if seen < len(s):
-        rest_u = torch.linalg.qr(u[:, :seen], mode="complete")[0][:, seen:]  # orthonormal bases of what was not seen
+        rest_u = torch.linalg.qr(u[:, :seen], mode="complete")[0][
+            :, seen:
+        ]  # orthonormal bases of what was not seen
         rest_v = torch.linalg.qr(vh[:seen].T, mode="complete")[0][:, seen:]
-        x, _, yh = torch.linalg.svd(rest_u.T @ torch.eye(*m.shape, dtype=u.dtype, device=u.device) @ rest_v, full_matrices=False)
+        x, _, yh = torch.linalg.svd(
+            rest_u.T @ torch.eye(*m.shape, dtype=u.dtype, device=u.device) @ rest_v,
+            full_matrices=False,
+        )
         rotation = rotation + rest_u @ (x @ yh) @ rest_v.T
     return rotation.to(m.dtype)
 
@@ -92,9 +97,18 @@ def _top(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
         from scipy.linalg import eigh
         from scipy.linalg.blas import ssyrk
 
-        gram = ssyrk(1.0, a.contiguous().numpy().T, trans=1, lower=0)  # the upper triangle; .T is the view that BLAS wants
+        gram = ssyrk(
+            1.0, a.contiguous().numpy().T, trans=1, lower=0
+        )  # the upper triangle; .T is the view that BLAS wants
         part = (len(a) - k, len(a) - 1)
-        found = eigh(gram, lower=False, subset_by_index=part, driver="evr", overwrite_a=True, check_finite=False)
+        found = eigh(
+            gram,
+            lower=False,
+            subset_by_index=part,
+            driver="evr",
+            overwrite_a=True,
+            check_finite=False,
+        )
         values, vectors = (torch.from_numpy(x) for x in found)
     else:
         values, vectors = torch.linalg.eigh(a @ a.T)
@@ -107,7 +121,9 @@ def recompress(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
     q_a, r_a = torch.linalg.qr(_work(a).T)
     u, s, vh = torch.linalg.svd(r_b.to(q_b.dtype) @ r_a.to(q_b.dtype).T, full_matrices=False)
     root = s[:r].sqrt()
-    return ((q_a.to(q_b.dtype) @ vh[:r].T) * root).T.to(a.dtype), ((q_b @ u[:, :r]) * root).to(b.dtype)
+    return ((q_a.to(q_b.dtype) @ vh[:r].T) * root).T.to(a.dtype), ((q_b @ u[:, :r]) * root).to(
+        b.dtype
+    )
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
@@ -125,4 +141,7 @@ def explained(actual: Tensor, mapped: Tensor) -> float:
     """R² of `mapped` (N×d) for `actual` (N×d) on the same samples, both centred and the best scalar allowed: the squared
     correlation, 0 at chance. A scalar is what the gain decides."""
     x, y = actual.double() - actual.double().mean(0), mapped.double() - mapped.double().mean(0)
-    return float((x * y).sum().clamp_min(0).square() / (x.square().sum() * y.square().sum()).clamp_min(1e-300))
+    return float(
+        (x * y).sum().clamp_min(0).square()
+        / (x.square().sum() * y.square().sum()).clamp_min(1e-300)
+    )

@@ -37,7 +37,12 @@ class Role:
 
 
 # Where the residual stream enters and leaves a layer's modules.
-STREAM = (Place("q_proj", "in"), Place("gate_proj", "in"), Place("o_proj", "out"), Place("down_proj", "out"))
+STREAM = (
+    Place("q_proj", "in"),
+    Place("gate_proj", "in"),
+    Place("o_proj", "out"),
+    Place("down_proj", "out"),
+)
 
 # q, k, v share their input, gate and up too. gate and up have more outputs than inputs, so their outputs do not identify
 # a map; the neurons behind the activation, which enter down_proj, have full rank and do.
@@ -68,8 +73,10 @@ def layer_of(name: str) -> tuple[int, str]:
     """
     match = LAYER.fullmatch(name)
     if not match or match[2] not in ROLES:
-        raise TransferError(f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a layer). "
-                            "Train the adapter on those: adapter.target_modules.")  # fmt: skip
+        raise TransferError(
+            f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a layer). "
+            "Train the adapter on those: adapter.target_modules."
+        )
     return int(match[1]), match[2]
 
 
@@ -94,7 +101,9 @@ def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:
         if match and match[2] in ROLES:
             roles = out.setdefault(int(match[1]), {})
             if match[2] in roles:
-                raise TransferError(f"{name}: layer {match[1]} has several {match[2]}; mixtures of experts cannot be transferred.")
+                raise TransferError(
+                    f"{name}: layer {match[1]} has several {match[2]}; mixtures of experts cannot be transferred."
+                )
             roles[match[2]] = name
     return out
 
@@ -140,7 +149,10 @@ def spread(layers: Layers, source: int, target: int) -> Layers:
 
 
 def pair_names(
-    adapter: Iterable[str], target: Mapping[int, Mapping[str, str]], layers: Layers, roles: Sequence[str] = ()
+    adapter: Iterable[str],
+    target: Mapping[int, Mapping[str, str]],
+    layers: Layers,
+    roles: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
     """(source module, target module) of matched layers for every target module whose twin the adapter has.
 
@@ -155,14 +167,19 @@ def pair_names(
         have = sorted({role for _, role in twins})
         twins = {place: name for place, name in twins.items() if place[1] in roles}
         if not twins:
-            raise TransferError(f"transfer.modules={list(roles)}: the adapter has none of these. It has: {', '.join(have)}.")
+            raise TransferError(
+                f"transfer.modules={list(roles)}: the adapter has none of these. It has: {', '.join(have)}."
+            )
     pairs = [
         (twins[s, role], name)
         for s, t in layers
-        for role, name in sorted(target.get(t, {}).items()) if (s, role) in twins
-    ]  # fmt: skip
+        for role, name in sorted(target.get(t, {}).items())
+        if (s, role) in twins
+    ]
     if not pairs:
-        raise TransferError("no module of the adapter has a twin in the target: nothing would be transferred.")
+        raise TransferError(
+            "no module of the adapter has a twin in the target: nothing would be transferred."
+        )
     return pairs
 
 
@@ -176,16 +193,26 @@ def shared_spaces(pairs: Sequence[tuple[str, str]]) -> list[tuple[Space, Space]]
     return list(found)
 
 
-def all_pairs(source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], layers: Layers) -> list[tuple[str, str]]:
+def all_pairs(
+    source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], layers: Layers
+) -> list[tuple[str, str]]:
     """Every (source module, target module) of the same role in matched layers, whatever an adapter holds."""
-    return pair_names([name for roles in source.values() for name in roles.values()], target, layers)
+    return pair_names(
+        [name for roles in source.values() for name in roles.values()], target, layers
+    )
 
 
-def moments_bytes(pairs: Sequence[tuple[str, str]], shapes_s: Mapping[str, Sequence[int]], shapes_t: Mapping[str, Sequence[int]]) -> int:
+def moments_bytes(
+    pairs: Sequence[tuple[str, str]],
+    shapes_s: Mapping[str, Sequence[int]],
+    shapes_t: Mapping[str, Sequence[int]],
+) -> int:
     """The size of what is kept (float32) of all spaces that these pairs share: cross products, both Grams, positions held out."""
     seen_s, seen_t = by_layer(shapes_s), by_layer(shapes_t)
 
-    def width(space: Space, names: Mapping[int, Mapping[str, str]], shapes: Mapping[str, Sequence[int]]) -> int:
+    def width(
+        space: Space, names: Mapping[int, Mapping[str, str]], shapes: Mapping[str, Sequence[int]]
+    ) -> int:
         rows, columns = shapes[names[space[0]][space[1].role]]
         return columns if space[1].side == "in" else rows
 

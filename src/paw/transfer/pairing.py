@@ -39,12 +39,18 @@ class Site:
 
     def ridge_to_source(self, penalty: float | None) -> Tensor:
         """C_st(C_tt + λI)⁻¹, n_s×n_t; λ None is chosen on the positions held out."""
-        found: Tensor = self.once(("s", penalty), lambda: _ridge(self.cross, self.gram_t, penalty, self.held_t, self.held_s))
+        found: Tensor = self.once(
+            ("s", penalty),
+            lambda: _ridge(self.cross, self.gram_t, penalty, self.held_t, self.held_s),
+        )
         return found
 
     def ridge_to_target(self, penalty: float | None) -> Tensor:
         """C_ts(C_ss + λI)⁻¹, n_t×n_s; likewise."""
-        found: Tensor = self.once(("t", penalty), lambda: _ridge(self.cross.T, self.gram_s, penalty, self.held_s, self.held_t))
+        found: Tensor = self.once(
+            ("t", penalty),
+            lambda: _ridge(self.cross.T, self.gram_s, penalty, self.held_s, self.held_t),
+        )
         return found
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
@@ -55,7 +61,9 @@ class Site:
 
 
 def _ridge(cross: Tensor, gram: Tensor, penalty: float | None, x: Tensor, y: Tensor) -> Tensor:
-    return linalg.ridge(cross, gram, linalg.best_penalty(cross, gram, x, y) if penalty is None else penalty)
+    return linalg.ridge(
+        cross, gram, linalg.best_penalty(cross, gram, x, y) if penalty is None else penalty
+    )
 
 
 @dataclass
@@ -90,7 +98,9 @@ class Pair:
     basis: int | None = None
     heads: tuple[Heads, Heads] | None = None
     residual: Site | None = None  # both residual streams, by the embeddings of shared tokens
-    adapter: Factors | None = None  # the source module's own, for methods that look at what is moved
+    adapter: Factors | None = (
+        None  # the source module's own, for methods that look at what is moved
+    )
 
     def __post_init__(self) -> None:
         self.source.k = self.target.k = self.k
@@ -116,7 +126,9 @@ class Pair:
     def site(self, place: Place) -> Site:
         """What was seen of a space of the two layers, for methods that declared they need text."""
         if place not in self.sites:
-            raise TransferError("transfer.evidence: this method needs activations. Remove the transfer.evidence override.")
+            raise TransferError(
+                "transfer.evidence: this method needs activations. Remove the transfer.evidence override."
+            )
         return self.sites[place]
 
     def equal_shapes(self, method: str) -> None:

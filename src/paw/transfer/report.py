@@ -9,20 +9,31 @@ from typing import Any
 
 from paw.store import Input, write_text
 from paw.text import markdown_table
-from paw.transfer.layers import MATRIX
+from paw.transfer.match import MATRIX
 from paw.transfer.modules import ROLES, layer_of
 from paw.transfer.verdict import mean
 
 REPORT = ("report.json", "report.md", "report.png")
 COLUMNS = {
-    "similarity": "similarity", "chance": "chance", "phi": "Φ", "weights": "of weights", "weights_chance": "its chance",
-    "kept_energy": "energy kept", "r2_in": "R² in", "r2_out": "R² out",
-    "relative_before": "‖ΔW‖/‖W‖ before", "relative_after": "after",
-}  # fmt: skip
+    "similarity": "similarity",
+    "chance": "chance",
+    "phi": "Φ",
+    "weights": "of weights",
+    "weights_chance": "its chance",
+    "kept_energy": "energy kept",
+    "r2_in": "R² in",
+    "r2_out": "R² out",
+    "relative_before": "‖ΔW‖/‖W‖ before",
+    "relative_after": "after",
+}
 
 
 def write_report(
-    out: Path, rows: Sequence[dict[str, Any]], result: dict[str, Any], layers: Sequence[tuple[int, int]], match: Input | None
+    out: Path,
+    rows: Sequence[dict[str, Any]],
+    result: dict[str, Any],
+    layers: Sequence[tuple[int, int]],
+    match: Input | None,
 ) -> None:
     """
     Args:
@@ -33,9 +44,15 @@ def write_report(
     """
     data, text, picture = (out / name for name in REPORT)
     write_text(data, json.dumps({**result, "modules": rows}, indent=1))
-    drawn = _draw(picture, rows, json.loads((match.path / MATRIX).read_text()) if match else None, layers)
+    drawn = _draw(
+        picture, rows, json.loads((match.path / MATRIX).read_text()) if match else None, layers
+    )
     by_role = {role: [r for r in rows if layer_of(r["target"])[1] == role] for role in ROLES}
-    cells = [[role, str(len(found)), *(_cell(mean(found, key)) for key in COLUMNS)] for role, found in by_role.items() if found]
+    cells = [
+        [role, str(len(found)), *(_cell(mean(found, key)) for key in COLUMNS)]
+        for role, found in by_role.items()
+        if found
+    ]
     left = [r["target"] for r in rows if not r["transferred"]]
     gate = [f"Not transferred, by the gate: {', '.join(left)}."] if left else []
     said = [
@@ -54,7 +71,11 @@ def write_report(
 
 def _left(left: Mapping[str, int]) -> list[str]:
     counts = ", ".join(f"{n} at {threshold}" for threshold, n in left.items())
-    return [f"Modules that a threshold leaves: {counts} (transfer.similarity_threshold)."] if left else []
+    return (
+        [f"Modules that a threshold leaves: {counts} (transfer.similarity_threshold)."]
+        if left
+        else []
+    )
 
 
 NOTES = (
@@ -70,7 +91,12 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.3g}" if abs(value) < 0.01 else f"{value:.2f}"
 
 
-def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | None, layers: Sequence[tuple[int, int]]) -> bool:
+def _draw(
+    file: Path,
+    rows: Sequence[dict[str, Any]],
+    matrix: dict[str, Any] | None,
+    layers: Sequence[tuple[int, int]],
+) -> bool:
     """The similarity of all layers above chance with the matched ones marked; energy kept, and R² of the maps, by module.
     False where a method has none of it to show."""
     from matplotlib.figure import Figure
@@ -85,10 +111,20 @@ def _draw(file: Path, rows: Sequence[dict[str, Any]], matrix: dict[str, Any] | N
     if matrix:
         ax, values = next(axes), matrix["similarity"]
         limit = max(max(map(abs, row)) for row in values) or 1.0
-        image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto")
+        image = ax.imshow(
+            values, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto"
+        )
         ax.plot(*zip(*layers, strict=True), "o", mfc="none", mec="black", ms=7, ls="")
-        what = "unbiased CKA of what layers add" if matrix["by"] == "cka" else "Φ of weights above chance"
-        ax.set(xlabel="source layer", ylabel="target layer", title=f"{what}\n(0 is chance; circles: matched)")
+        what = (
+            "unbiased CKA of what layers add"
+            if matrix["by"] == "cka"
+            else "Φ of weights above chance"
+        )
+        ax.set(
+            xlabel="source layer",
+            ylabel="target layer",
+            title=f"{what}\n(0 is chance; circles: matched)",
+        )
         ax.locator_params(integer=True)
         figure.colorbar(image, ax=ax)
     if shown:
@@ -105,11 +141,17 @@ def _bars(ax: Any, rows: Sequence[dict[str, Any]], shown: Sequence[str]) -> None
     for i, role in enumerate(roles):
         mine = [r for r in rows if layer_of(r["target"])[1] == role]
         x = [layer_of(r["target"])[0] + (i - (len(roles) - 1) / 2) * width for r in mine]
-        ax.bar(x, [r["kept_energy"] for r in mine], width * 0.92, label=role, color=f"C{i}", alpha=0.55)
+        ax.bar(
+            x, [r["kept_energy"] for r in mine], width * 0.92, label=role, color=f"C{i}", alpha=0.55
+        )
         for key, mark in (("r2_in", "v"), ("r2_out", "^")):
             if key in shown:
                 ax.plot(x, [r[key] for r in mine], mark, color=f"C{i}", ms=4, mec="black", mew=0.3)
     ax.locator_params("x", integer=True)
     marks = "; ▾ R² in, ▴ R² out" if "r2_in" in shown else ""
-    ax.set(xlabel="target layer", title=f"energy kept (bars){marks}", ylim=(min(0, ax.get_ylim()[0]), None))
+    ax.set(
+        xlabel="target layer",
+        title=f"energy kept (bars){marks}",
+        ylim=(min(0, ax.get_ylim()[0]), None),
+    )
     ax.figure.legend(ncols=len(roles), fontsize=8, loc="outside lower center", frameon=False)

@@ -24,21 +24,40 @@ def feasibility(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     into, out = mean(rows, "r2_in"), mean(rows, "r2_out")
     said = []
     if phi is None or chance is None:
-        said.append("The two models' weights are of different shapes, so they do not compare as they are.")
+        said.append(
+            "The two models' weights are of different shapes, so they do not compare as they are."
+        )
     else:
         related = (phi - chance) / (1 - chance) >= RELATED
-        said.append(f"The weights' top singular subspaces overlap by {phi:.2f} where chance is {chance:.2f}.")
+        said.append(
+            f"The weights' top singular subspaces overlap by {phi:.2f} where chance is {chance:.2f}."
+        )
         if related:
-            return "copy", " ".join([*said, "The models are related: the adapter as it is (transfer=copy) is the thing to beat."])
+            return "copy", " ".join(
+                [
+                    *said,
+                    "The models are related: the adapter as it is (transfer=copy) is the thing to beat.",
+                ]
+            )
     if into is None or out is None:
-        said.append("No text was run, so whether the maps carry activations over is not known: a method that looks at text would tell.")
+        said.append(
+            "No text was run, so whether the maps carry activations over is not known: a method that looks at text would tell."
+        )
         return "unknown", " ".join(said)
     said.append(
         f"On positions held out of the fit the maps explain {into:.2f} of the variance of what enters the modules and {out:.2f} of what "
         "leaves them (0 is chance)."
     )
     if min(into, out) >= ALIGNED:
-        return "align", " ".join([*said, "There is something to align: the evaluation will show how much of the gain it carries."])
+        return "align", " ".join(
+            [
+                *said,
+                "There is something to align: the evaluation will show how much of the gain it carries.",
+            ]
+        )
     return "retrain", " ".join(
-        [*said, "That is little to build on: expect a small part of the gain at best, and train on the target if its data are at hand."]
+        [
+            *said,
+            "That is little to build on: expect a small part of the gain at best, and train on the target if its data are at hand.",
+        ]
     )

@@ -9,5 +9,10 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    return {"id": row["id"], "question": row["question"], "choices": list(row["choices"]["text"]),
-            "labels": list(row["choices"]["label"]), "answer": row["answerKey"]}  # fmt: skip
+    return {
+        "id": row["id"],
+        "question": row["question"],
+        "choices": list(row["choices"]["text"]),
+        "labels": list(row["choices"]["label"]),
+        "answer": row["answerKey"],
+    }

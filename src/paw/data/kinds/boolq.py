@@ -9,6 +9,13 @@ __all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
-    answer = row["answer"] if "answer" in row else row["label"]  # SuperGLUE has 0 and 1, google/boolq truth values
-    return {"passage": row["passage"], "question": row["question"], "choices": ["no", "yes"], "labels": ["no", "yes"],
-            "answer": {0: "no", 1: "yes"}.get(answer)}  # fmt: skip
+    answer = (
+        row["answer"] if "answer" in row else row["label"]
+    )  # SuperGLUE has 0 and 1, google/boolq truth values
+    return {
+        "passage": row["passage"],
+        "question": row["question"],
+        "choices": ["no", "yes"],
+        "labels": ["no", "yes"],
+        "answer": {0: "no", 1: "yes"}.get(answer),
+    }

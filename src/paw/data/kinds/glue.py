@@ -7,7 +7,12 @@ from paw.data.kinds.question import render
 
 __all__ = ["normalise", "render"]
 
-PAIRS = (("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence"))
+PAIRS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+)
 
 
 def sentences(row: Row) -> tuple[str, ...]:
@@ -21,8 +26,12 @@ def sentences(row: Row) -> tuple[str, ...]:
 def normalise(row: Row) -> Row:
     """The raw fields stay, for prompts to name them. STS-B has a number and no labels, MNLI three, the others two."""
     label = row["label"]
-    out: Row = {key: value for key, value in row.items() if isinstance(value, str)} | {"id": str(row["idx"])}
-    first, second = next((pair for pair in PAIRS if pair[0] in row and pair[1] in row), ("sentence", None))
+    out: Row = {key: value for key, value in row.items() if isinstance(value, str)} | {
+        "id": str(row["idx"])
+    }
+    first, second = next(
+        (pair for pair in PAIRS if pair[0] in row and pair[1] in row), ("sentence", None)
+    )
     out |= dict(zip(("text", "pair"), sentences(row), strict=False))
     if first in ("sentence1", "question1"):
         said = "Sentence" if first == "sentence1" else "Question"
@@ -34,4 +43,8 @@ def normalise(row: Row) -> Row:
     choices = ["no", "yes"] if second else ["negative", "positive"]
     if first == "premise":
         choices = ["True", "Neither", "False"]
-    return out | {"choices": choices, "labels": [str(i) for i in range(len(choices))], "answer": str(label)}
+    return out | {
+        "choices": choices,
+        "labels": [str(i) for i in range(len(choices))],
+        "answer": str(label),
+    }

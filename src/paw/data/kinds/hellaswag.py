@@ -12,8 +12,12 @@ __all__ = ["normalise", "render"]
 
 def normalise(row: Row) -> Row:
     context = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return {"question": clean(context), "choices": [clean(e) for e in row["endings"]],
-            "labels": [str(i) for i in range(len(row["endings"]))], "answer": str(row["label"])}  # fmt: skip
+    return {
+        "question": clean(context),
+        "choices": [clean(e) for e in row["endings"]],
+        "labels": [str(i) for i in range(len(row["endings"]))],
+        "answer": str(row["label"]),
+    }
 
 
 def clean(text: str) -> str:

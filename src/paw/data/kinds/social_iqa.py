@@ -11,8 +11,12 @@ READS = {"context"}  # of rows of one's own, beside what all have
 
 
 def normalise(row: Row) -> Row:
-    return {"question": f"{row['context']} {row['question']}", "choices": [row["answerA"], row["answerB"], row["answerC"]],
-            "labels": ["1", "2", "3"], "answer": str(row["label"]).strip()}  # fmt: skip
+    return {
+        "question": f"{row['context']} {row['question']}",
+        "choices": [row["answerA"], row["answerB"], row["answerC"]],
+        "labels": ["1", "2", "3"],
+        "answer": str(row["label"]).strip(),
+    }
 
 
 def own(row: Row) -> Row:

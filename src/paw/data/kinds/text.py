@@ -8,7 +8,9 @@ from paw.data.example import Example, Row
 
 def normalise(row: Row) -> Row:
     if "messages" in row:
-        said = {m["role"]: m["content"] for m in reversed(row["messages"])}  # the first of each role
+        said = {
+            m["role"]: m["content"] for m in reversed(row["messages"])
+        }  # the first of each role
         return {"id": str(row["id"]), "question": said["user"], "answer": said["assistant"]}
     if "query" in row:
         return {"question": row["query"], "answer": row["response"]}

@@ -18,4 +18,9 @@ def normalise(row: Row) -> Row:
 def render(row: Row, dataset: DatasetConfig) -> Example:
     before, _, after = row["question"].partition("_")
     contexts = tuple(before + option for option in row["choices"])
-    return Example(row["id"], contexts, (f" {after.strip()}",) * len(contexts), row["labels"].index(row["answer"]))
+    return Example(
+        row["id"],
+        contexts,
+        (f" {after.strip()}",) * len(contexts),
+        row["labels"].index(row["answer"]),
+    )

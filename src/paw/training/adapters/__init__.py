@@ -33,9 +33,13 @@ def nothing(*args: Any) -> None:
 class Method:
     config: Callable[[Any, Setting], Any]  # (adapter's config, setting) -> PeftConfig
     prepare: Callable[[Any, Setting], None] = nothing  # (adapted model, setting): a better start
-    after_step: Callable[[Any, int], None] = nothing  # (adapted model, step), while the step's gradients are there
+    after_step: Callable[[Any, int], None] = (
+        nothing  # (adapted model, step), while the step's gradients are there
+    )
     penalty: Callable[[Any], torch.Tensor | None] = nothing  # added to the loss
-    state: Callable[[Any], Mapping[str, Any] | None] = nothing  # beyond parameters, what resuming needs
+    state: Callable[[Any], Mapping[str, Any] | None] = (
+        nothing  # beyond parameters, what resuming needs
+    )
     restore: Callable[[Any, Mapping[str, Any]], None] = nothing
 
 
@@ -52,9 +56,14 @@ def targets(wanted: Sequence[str], setting: Setting) -> str | list[str]:
     """
     if list(wanted) == ["all-linear"]:
         return "all-linear"
-    linears = [name for name, module in setting.model.named_modules() if hasattr(module, "in_features")]
+    linears = [
+        name for name, module in setting.model.named_modules() if hasattr(module, "in_features")
+    ]
     for name in wanted:
         if not any(module == name or module.endswith(f".{name}") for module in linears):
             have = {module.rsplit(".", 1)[-1] for module in linears}
-            raise AdapterError(f"adapter.target_modules: {setting.name} has no module {name!r}." + nearest(name, have))
+            raise AdapterError(
+                f"adapter.target_modules: {setting.name} has no module {name!r}."
+                + nearest(name, have)
+            )
     return list(wanted)

@@ -21,18 +21,32 @@ def config(c: AdaLoraConfig, setting: Setting) -> Any:
 
     first, last = round(c.warmup * setting.steps), round(c.settle * setting.steps)
     if setting.steps - first - last < c.every:
-        raise ConfigError(f"adapter=adalora: of {setting.steps} steps, {setting.steps - first - last} are left for ranks to fall, fewer "
-                          f"than adapter.every={c.every}. Train longer, or lower adapter.every.")  # fmt: skip
+        raise ConfigError(
+            f"adapter=adalora: of {setting.steps} steps, {setting.steps - first - last} are left for ranks to fall, fewer "
+            f"than adapter.every={c.every}. Train longer, or lower adapter.every."
+        )
     return peft.AdaLoraConfig(
-        task_type=setting.task_type, init_r=c.init_r, target_r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, tinit=first, tfinal=last,
-        deltaT=c.every, total_step=setting.steps, orth_reg_weight=c.orthogonal, target_modules=targets(c.target_modules, setting),
-        modules_to_save=list(setting.head) or None, exclude_modules=list(setting.head) or None,
-    )  # fmt: skip
+        task_type=setting.task_type,
+        init_r=c.init_r,
+        target_r=c.r,
+        lora_alpha=c.alpha,
+        lora_dropout=c.dropout,
+        tinit=first,
+        tfinal=last,
+        deltaT=c.every,
+        total_step=setting.steps,
+        orth_reg_weight=c.orthogonal,
+        target_modules=targets(c.target_modules, setting),
+        modules_to_save=list(setting.head) or None,
+        exclude_modules=list(setting.head) or None,
+    )
 
 
 def after_step(model: Any, step: int) -> None:
     device = next(model.parameters()).device
-    for name in AVERAGES:  # read from a checkpoint they are where that was read, and the model moved on
+    for (
+        name
+    ) in AVERAGES:  # read from a checkpoint they are where that was read, and the model moved on
         averages = getattr(model.base_model.rankallocator, name)
         averages.update({k: v.to(device) for k, v in averages.items() if v.device != device})
     model.base_model.update_and_allocate(step)
@@ -47,13 +61,19 @@ def penalty(model: Any) -> Any:
     for name, p in model.named_parameters():
         if "lora_A" in name or "lora_B" in name:
             gram = p @ p.T if "lora_A" in name else p.T @ p
-            found.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=p.device, dtype=p.dtype)))
+            found.append(
+                torch.linalg.matrix_norm(
+                    gram - torch.eye(len(gram), device=p.device, dtype=p.dtype)
+                )
+            )
     return weight * torch.stack(found).mean()
 
 
 def state(model: Any) -> Mapping[str, Any]:
     allocator = model.base_model.rankallocator
-    return {name: getattr(allocator, name) for name in AVERAGES} | {"rank_pattern": model.peft_config["default"].rank_pattern}
+    return {name: getattr(allocator, name) for name in AVERAGES} | {
+        "rank_pattern": model.peft_config["default"].rank_pattern
+    }
 
 
 def restore(model: Any, saved: Mapping[str, Any]) -> None:

@@ -11,18 +11,28 @@ from paw.training.adapters import Method, Setting, targets
 
 def config(c: Ia3Config, setting: Setting) -> Any:
     import peft
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD
+    from peft.utils.constants import (
+        TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING as FEEDFORWARD,
+    )
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as TARGETS
 
     kind = setting.model.config.get_text_config().model_type
-    wanted, feedforward = c.target_modules or TARGETS.get(kind), c.feedforward_modules or FEEDFORWARD.get(kind)
+    wanted, feedforward = (
+        c.target_modules or TARGETS.get(kind),
+        c.feedforward_modules or FEEDFORWARD.get(kind),
+    )
     if wanted is None or feedforward is None:
-        raise AdapterError(f"adapter=ia3: PEFT knows no choice of modules for the type {kind!r}. Name keys, values and the second "
-                           "feed-forward map in adapter.target_modules, and the last of them in adapter.feedforward_modules.")  # fmt: skip
+        raise AdapterError(
+            f"adapter=ia3: PEFT knows no choice of modules for the type {kind!r}. Name keys, values and the second "
+            "feed-forward map in adapter.target_modules, and the last of them in adapter.feedforward_modules."
+        )
     if c.target_modules:
         wanted = targets(c.target_modules, setting)
     return peft.IA3Config(
-        task_type=setting.task_type, target_modules=wanted, feedforward_modules=feedforward, modules_to_save=list(setting.head) or None
+        task_type=setting.task_type,
+        target_modules=wanted,
+        feedforward_modules=feedforward,
+        modules_to_save=list(setting.head) or None,
     )
 
 

@@ -12,10 +12,16 @@ def config(c: LoraConfig, setting: Setting) -> Any:
     import peft
 
     return peft.LoraConfig(
-        task_type=setting.task_type, r=c.r, lora_alpha=c.alpha, lora_dropout=c.dropout, use_rslora=c.rslora, use_dora=c.dora,
-        target_modules=targets(c.target_modules, setting), modules_to_save=list(setting.head) or None,
+        task_type=setting.task_type,
+        r=c.r,
+        lora_alpha=c.alpha,
+        lora_dropout=c.dropout,
+        use_rslora=c.rslora,
+        use_dora=c.dora,
+        target_modules=targets(c.target_modules, setting),
+        modules_to_save=list(setting.head) or None,
         exclude_modules=list(setting.head) or None,
-    )  # fmt: skip
+    )
 
 
 METHOD = Method(config)

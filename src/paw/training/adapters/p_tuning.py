@@ -12,9 +12,11 @@ def config(c: VirtualTokensConfig, setting: Setting) -> Any:
     import peft
 
     return peft.PromptEncoderConfig(
-        task_type=setting.task_type, num_virtual_tokens=c.virtual_tokens, encoder_hidden_size=c.hidden,
+        task_type=setting.task_type,
+        num_virtual_tokens=c.virtual_tokens,
+        encoder_hidden_size=c.hidden,
         modules_to_save=list(setting.head) or None,
-    )  # fmt: skip
+    )
 
 
 METHOD = Method(config)

@@ -18,9 +18,13 @@ def config(c: VirtualTokensConfig, setting: Setting) -> Any:
 
     if setting.task_type == "SEQ_CLS" and not _takes_a_past(setting.model):
         kind = setting.model.config.model_type
-        raise AdapterError(f"adapter=prefix_tuning: models of type {kind!r} take no keys and values from before. Choose prompt_tuning.")
+        raise AdapterError(
+            f"adapter=prefix_tuning: models of type {kind!r} take no keys and values from before. Choose prompt_tuning."
+        )
     return peft.PrefixTuningConfig(
-        task_type=setting.task_type, num_virtual_tokens=c.virtual_tokens, modules_to_save=list(setting.head) or None
+        task_type=setting.task_type,
+        num_virtual_tokens=c.virtual_tokens,
+        modules_to_save=list(setting.head) or None,
     )
 
 
@@ -33,7 +37,9 @@ def prepare(model: Any, setting: Setting) -> None:
             model.prompt_encoder["default"].embedding.weight.mul_(0.02)
         return
     n = model.peft_config["default"].num_virtual_tokens
-    ids = torch.tensor([[*setting.text] * (n // max(1, len(setting.text)) + 1)])[:, :n].to(model.device)
+    ids = torch.tensor([[*setting.text] * (n // max(1, len(setting.text)) + 1)])[:, :n].to(
+        model.device
+    )
     with torch.no_grad(), model.disable_adapter():
         past = model.get_base_model()(input_ids=ids, use_cache=True).past_key_values
     initialize_kv_prefix_from_past_key_values(model, past_key_values=past)

@@ -15,9 +15,11 @@ def config(c: VirtualTokensConfig, setting: Setting) -> Any:
     import peft
 
     return peft.PromptTuningConfig(
-        task_type=setting.task_type, num_virtual_tokens=c.virtual_tokens, prompt_tuning_init="SAMPLE_VOCAB",
+        task_type=setting.task_type,
+        num_virtual_tokens=c.virtual_tokens,
+        prompt_tuning_init="SAMPLE_VOCAB",
         modules_to_save=list(setting.head) or None,
-    )  # fmt: skip
+    )
 
 
 METHOD = Method(config)

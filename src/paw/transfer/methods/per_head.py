@@ -21,7 +21,12 @@ from paw.transfer.methods import Method
 from paw.transfer.modules import Place
 from paw.transfer.pairing import Pair
 
-QUERIES, KEYS, VALUES, MIXED = Place("q_proj", "out"), Place("k_proj", "out"), Place("v_proj", "out"), Place("o_proj", "in")
+QUERIES, KEYS, VALUES, MIXED = (
+    Place("q_proj", "out"),
+    Place("k_proj", "out"),
+    Place("v_proj", "out"),
+    Place("o_proj", "in"),
+)
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
@@ -31,10 +36,17 @@ def maps(pair: Pair, config: TransferConfig) -> Maps:
     chosen = _assignment(pair)
     if role.writes in (QUERIES, KEYS):
         groups = chosen.query if role.writes == QUERIES else chosen.keyvalue
-        return Maps(Product((pair.reads.procrustes,)), Product((_rotary(pair, role.writes, groups),)))
+        return Maps(
+            Product((pair.reads.procrustes,)), Product((_rotary(pair, role.writes, groups),))
+        )
     if role.writes == VALUES:
-        return Maps(Product((pair.reads.procrustes,)), Product((_orthogonal(pair, VALUES, chosen.keyvalue).T,)))
-    return Maps(Product((_orthogonal(pair, MIXED, chosen.query),)), Product((pair.writes.procrustes.T,)))
+        return Maps(
+            Product((pair.reads.procrustes,)),
+            Product((_orthogonal(pair, VALUES, chosen.keyvalue).T,)),
+        )
+    return Maps(
+        Product((_orthogonal(pair, MIXED, chosen.query),)), Product((pair.writes.procrustes.T,))
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,10 @@ def _assign(pair: Pair) -> Assignment:
     groups = _best(keys + values)
     chosen = []
     for group, twin in enumerate(groups):
-        rows, columns = slice(group * t.shared, (group + 1) * t.shared), slice(twin * s.shared, (twin + 1) * s.shared)
+        rows, columns = (
+            slice(group * t.shared, (group + 1) * t.shared),
+            slice(twin * s.shared, (twin + 1) * s.shared),
+        )
         chosen += [twin * s.shared + head for head in _best(queries[rows, columns])]
     return Assignment(chosen, groups)
 
@@ -119,7 +134,10 @@ def _numbers(pair: Pair, cross: Tensor, gram_s: Tensor) -> tuple[Tensor, Tensor]
 def _frequencies(pair: Pair) -> tuple[int, int, Tensor]:
     s, t = _heads(pair)
     half_s, half_t = s.dim // 2, t.dim // 2
-    logs: Any = [-torch.arange(half) / half * torch.log(torch.tensor(h.theta)) for half, h in ((half_s, s), (half_t, t))]
+    logs: Any = [
+        -torch.arange(half) / half * torch.log(torch.tensor(h.theta))
+        for half, h in ((half_s, s), (half_t, t))
+    ]
     near = (logs[0][:, None] - logs[1]).abs().argmin(dim=0)
     return half_s, half_t, near.to(pair.site(KEYS).cross.device)
 

@@ -12,7 +12,10 @@ from paw.transfer.pairing import Pair
 
 
 def maps(pair: Pair, config: RidgeConfig) -> Maps:
-    return Maps(Product((pair.reads.ridge_to_source(config.penalty),)), Product((pair.writes.ridge_to_target(config.penalty),)))
+    return Maps(
+        Product((pair.reads.ridge_to_source(config.penalty),)),
+        Product((pair.writes.ridge_to_target(config.penalty),)),
+    )
 
 
 METHOD = Method(maps)

@@ -15,8 +15,16 @@ from paw.transfer.pairing import Pair
 
 def maps(pair: Pair, config: SignRandomConfig) -> Maps:
     s, t = pair.source.basis, pair.target.basis
-    seed = int.from_bytes(hashlib.sha256(f"{config.seed} {pair.source.name} {pair.target.name}".encode()).digest()[:7], "big")
-    signs = torch.randint(0, 2, (pair.k,), generator=torch.Generator().manual_seed(seed)).to(s.u) * 2 - 1
+    seed = int.from_bytes(
+        hashlib.sha256(f"{config.seed} {pair.source.name} {pair.target.name}".encode()).digest()[
+            :7
+        ],
+        "big",
+    )
+    signs = (
+        torch.randint(0, 2, (pair.k,), generator=torch.Generator().manual_seed(seed)).to(s.u) * 2
+        - 1
+    )
     return Maps(Product((s.v * signs, t.v.T)), Product((t.u * signs, s.u.T)))
 
 

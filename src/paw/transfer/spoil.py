@@ -10,7 +10,7 @@ from typing import Any
 from paw.models.adapters import Factors, made_for, read_adapter, read_config, stamp, write_adapter
 from paw.store import Input, Stage, Watch
 
-STAGE = Stage("spoil", "1", "paw.transfer.placebo:spoil")
+STAGE = Stage("spoil", "1", "paw.transfer.spoil:spoil")
 
 
 @dataclass
@@ -19,7 +19,9 @@ class SpoilStage:
     seed: int
 
 
-def spoil(config: SpoilStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def spoil(
+    config: SpoilStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """
     Args:
         inputs: `adapter`, which a real method moved to the target.
@@ -33,7 +35,17 @@ def spoil(config: SpoilStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     placebo, real = method_named(config.method), inputs["adapter"]
     assert isinstance(placebo, Placebo)
     generator = torch.Generator().manual_seed(config.seed)
-    modules = {name: Factors(*placebo.spoil(f.a, f.b, generator)) for name, f in sorted(read_adapter(real.path).items())}
+    modules = {
+        name: Factors(*placebo.spoil(f.a, f.b, generator))
+        for name, f in sorted(read_adapter(real.path).items())
+    }
     write_adapter(out, modules, read_config(real.path).get("base_model_name_or_path"))
-    stamp(out, made_for(real.path) or "", made_by="spoil", method=config.method, seed=config.seed, adapter=real.fingerprint)
+    stamp(
+        out,
+        made_for(real.path) or "",
+        made_by="spoil",
+        method=config.method,
+        seed=config.seed,
+        adapter=real.fingerprint,
+    )
     return {"method": config.method, "target_modules": len(modules)}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paw.transfer.pairing import Pair, Side, Site
 
 EMBEDDINGS = "model.embed_tokens"
-STAGE = Stage("transfer", "3", "paw.transfer.stage:transfer")
+STAGE = Stage("transfer", "3", "paw.transfer.transfer:transfer")
 
 Row = dict[str, Any]
 Moved = Iterator[tuple[Factors, Row]]
@@ -47,14 +47,20 @@ Moved = Iterator[tuple[Factors, Row]]
 class TransferStage:
     transfer: TransferConfig
     layers: list[tuple[int, int]]  # matched ones: source, target
-    text: calibrate.CalibrateStage | None  # where moments are not kept but streamed, or the models are run
+    text: (
+        calibrate.CalibrateStage | None
+    )  # where moments are not kept but streamed, or the models are run
     runtime: Runtime
     base_name: str | None = transient(None)
     bases: str | None = transient(None)  # where singular bases are kept
-    trust: tuple[bool, bool] = transient((False, False))  # code of the source's, of the target's folder
+    trust: tuple[bool, bool] = transient(
+        (False, False)
+    )  # code of the source's, of the target's folder
 
 
-def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def transfer(
+    config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """Moves every module that has a twin and passes the gate.
 
     Args:
@@ -86,15 +92,27 @@ def transfer(config: TransferStage, inputs: Mapping[str, Input], out: Path, watc
         "coverage": len(used & adapter.keys()) / len(adapter),  # of the source adapter's modules
         "target_modules": len(joined),
         "target_coverage": len(joined) / sum(map(len, linears.values())),
-        **{key: mean(rows, key) for key in ("similarity", "chance", "weights", "kept_energy", "r2_in", "r2_out")},
+        **{
+            key: mean(rows, key)
+            for key in ("similarity", "chance", "weights", "kept_energy", "r2_in", "r2_out")
+        },
         "left": left,
         "feasibility": word,
         "why": why,
     }
     origin = {
-        name: {"fingerprint": i.fingerprint, "path": str(i.path)} for name, i in inputs.items() if name in ("source", "target", "adapter")
+        name: {"fingerprint": i.fingerprint, "path": str(i.path)}
+        for name, i in inputs.items()
+        if name in ("source", "target", "adapter")
     }
-    stamp(out, inputs["target"].fingerprint, made_by="transfer", config=asdict(c), **origin, figures=result)
+    stamp(
+        out,
+        inputs["target"].fingerprint,
+        made_by="transfer",
+        config=asdict(c),
+        **origin,
+        figures=result,
+    )
     write_report(out, rows, result, config.layers, inputs.get("match"))
     return result
 
@@ -126,9 +144,13 @@ def fitting(folder: Path, base: Path, side: str) -> dict[str, Factors]:
     adapter, shapes = unfused(read_adapter(folder), module_parts(base)), linear_shapes(base)
     for name, factors in adapter.items():
         if name not in shapes:
-            raise TransferError(f"{folder}: the {side}'s files have no weight called {name}. Was the adapter trained on another base?")
+            raise TransferError(
+                f"{folder}: the {side}'s files have no weight called {name}. Was the adapter trained on another base?"
+            )
         if shapes[name] != (factors.b.shape[0], factors.a.shape[1]):
-            raise TransferError(f"{folder}: {name} of the adapter does not fit the {side} model. Was it trained on another base?")
+            raise TransferError(
+                f"{folder}: {name} of the adapter does not fit the {side} model. Was it trained on another base?"
+            )
     return adapter
 
 
@@ -140,12 +162,18 @@ def layers_of(folder: Path) -> dict[int, dict[str, str]]:
     """
     found = by_layer(linear_shapes(folder))
     if not found:
-        raise TransferError(f"{folder}: none of its weights is a {', '.join(ROLES)} of a layer; this architecture is not known here.")
+        raise TransferError(
+            f"{folder}: none of its weights is a {', '.join(ROLES)} of a layer; this architecture is not known here."
+        )
     return found
 
 
 def _moved(
-    adapter: Mapping[str, Factors], names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+    adapter: Mapping[str, Factors],
+    names: calibrate.Names,
+    config: TransferStage,
+    inputs: Mapping[str, Input],
+    watch: Watch,
 ) -> Moved:
     """Factors on the target with their rows of the report, by the method's maps or by its own fit."""
     from paw.transfer.methods import Fit, Method, method_named
@@ -161,7 +189,12 @@ def _moved(
 
 
 def _mapped(
-    adapter: Mapping[str, Factors], names: calibrate.Names, method: Method, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+    adapter: Mapping[str, Factors],
+    names: calibrate.Names,
+    method: Method,
+    config: TransferStage,
+    inputs: Mapping[str, Input],
+    watch: Watch,
 ) -> Moved:
     targets = Counter(source for source, _ in names)
     for done, pair in enumerate(_pairs(adapter, names, config, inputs, watch), 1):
@@ -171,7 +204,11 @@ def _mapped(
 
 
 def _pairs(
-    adapter: Mapping[str, Factors], names: calibrate.Names, config: TransferStage, inputs: Mapping[str, Input], watch: Watch
+    adapter: Mapping[str, Factors],
+    names: calibrate.Names,
+    config: TransferStage,
+    inputs: Mapping[str, Input],
+    watch: Watch,
 ) -> Iterator[Pair]:
     """Pairs with what was seen of them on text; weights are read and decomposed `workers` pairs ahead."""
     from paw.transfer.pairing import Pair
@@ -182,10 +219,15 @@ def _pairs(
     if "moments" in inputs:
         groups = calibrate.stored(inputs["moments"].path, names, device)
     elif config.text is not None:
-        groups = calibrate.streamed(config.text, inputs, names, (source.shapes, target.shapes), c.memory_gb, watch)
+        groups = calibrate.streamed(
+            config.text, inputs, names, (source.shapes, target.shapes), c.memory_gb, watch
+        )
     else:
         groups = iter([(names, {})])
-    sides = [_sides(weights, model, config) for weights, model in zip((source, target), models, strict=True)]
+    sides = [
+        _sides(weights, model, config)
+        for weights, model in zip((source, target), models, strict=True)
+    ]
     residual = _residual((source, target), models, config) if c.evidence == "embeddings" else None
     attention = (heads(models[0].path), heads(models[1].path))
 
@@ -198,8 +240,20 @@ def _pairs(
         for group, sites in groups:
             for name_s, name_t in group:
                 (layer_s, _), (layer_t, _) = layer_of(name_s), layer_of(name_t)
-                shared = {t[1]: site for (s, t), site in sites.items() if (s[0], t[0]) == (layer_s, layer_t)}
-                pair = Pair(sides[0](name_s), sides[1](name_t), shared, c.basis, attention, residual, adapter[name_s])
+                shared = {
+                    t[1]: site
+                    for (s, t), site in sites.items()
+                    if (s[0], t[0]) == (layer_s, layer_t)
+                }
+                pair = Pair(
+                    sides[0](name_s),
+                    sides[1](name_t),
+                    shared,
+                    c.basis,
+                    attention,
+                    residual,
+                    adapter[name_s],
+                )
                 ahead.append(pool.submit(ready, pair))
                 if len(ahead) > c.workers:
                     yield ahead.popleft().result()
@@ -221,17 +275,27 @@ def _sides(weights: Weights, model: Input, config: TransferStage) -> Callable[[s
     return side
 
 
-def _residual(weights: tuple[Weights, Weights], models: tuple[Input, Input], config: TransferStage) -> Site:
+def _residual(
+    weights: tuple[Weights, Weights], models: tuple[Input, Input], config: TransferStage
+) -> Site:
     from paw.transfer.anchors import embedding_site, shared_tokens
 
     for each, model in zip(weights, models, strict=True):
         if EMBEDDINGS not in each.shapes:
-            raise TransferError(f"{model.path}: has no {EMBEDDINGS}, which transfer=embedding looks at. Use another method.")
-    source, target = (load_tokenizer(model.path, trust) for model, trust in zip(models, config.trust, strict=True))
-    return embedding_site(weights[0][EMBEDDINGS], weights[1][EMBEDDINGS], shared_tokens(source, target))
+            raise TransferError(
+                f"{model.path}: has no {EMBEDDINGS}, which transfer=embedding looks at. Use another method."
+            )
+    source, target = (
+        load_tokenizer(model.path, trust) for model, trust in zip(models, config.trust, strict=True)
+    )
+    return embedding_site(
+        weights[0][EMBEDDINGS], weights[1][EMBEDDINGS], shared_tokens(source, target)
+    )
 
 
-def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, share: float = 1.0) -> tuple[Factors, Row]:
+def _move(
+    pair: Pair, factors: Factors, method: Method, c: TransferConfig, share: float = 1.0
+) -> tuple[Factors, Row]:
     """The pair's factors on the target, and its row of the report."""
     maps, device = method.maps(pair, c), pair.target.basis.u.device
     a, b = maps.t_in.right(factors.a.to(device)), maps.t_out.left(factors.b.to(device))
@@ -239,7 +303,9 @@ def _move(pair: Pair, factors: Factors, method: Method, c: TransferConfig, share
     b = b * (share * _gain(pair, factors, Factors(a, b), c.gain))
     new = Factors(a.float().cpu(), b.float().cpu())
     if not math.isfinite(new.norm()):
-        raise TransferError(f"{pair.target.name}: its factors are not finite. Is the calibration text of one kind only, or a penalty 0?")
+        raise TransferError(
+            f"{pair.target.name}: its factors are not finite. Is the calibration text of one kind only, or a penalty 0?"
+        )
     similarity, chance = _similarity(pair, maps)
     r2_in, r2_out = _explained(pair, maps)
     return new, {
@@ -262,7 +328,10 @@ def _norms(before: tuple[Factors, float], after: tuple[Factors, float]) -> Row:
     """‖ΔW‖, and beside the norm of its weight."""
     row: Row = {}
     for when, (factors, weight) in (("before", before), ("after", after)):
-        row |= {f"norm_{when}": factors.norm(), f"relative_{when}": factors.norm() / max(weight, 1e-30)}
+        row |= {
+            f"norm_{when}": factors.norm(),
+            f"relative_{when}": factors.norm() / max(weight, 1e-30),
+        }
     return row
 
 
@@ -299,7 +368,9 @@ def _explained(pair: Pair, maps: Maps) -> tuple[float | None, float | None]:
     if not {pair.role.reads, pair.role.writes} <= pair.sites.keys() or len(pair.reads.held_s) < 2:
         return None, None
     reads, writes = pair.reads, pair.writes
-    return explained(reads.held_s, maps.t_in.left(reads.held_t.T).T), explained(writes.held_t, maps.t_out.left(writes.held_s.T).T)
+    return explained(reads.held_s, maps.t_in.left(reads.held_t.T).T), explained(
+        writes.held_t, maps.t_out.left(writes.held_s.T).T
+    )
 
 
 def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
@@ -311,7 +382,9 @@ def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
     if gain == "none":
         return 1.0
     if gain == "weight":
-        return (old.norm() / max(pair.source.basis.norm, 1e-30)) / max(new.norm() / pair.target.basis.norm, 1e-30)
+        return (old.norm() / max(pair.source.basis.norm, 1e-30)) / max(
+            new.norm() / pair.target.basis.norm, 1e-30
+        )
     if gain != "activation":
         return float(gain)
     device = pair.source.weight.device
@@ -322,15 +395,25 @@ def _gain(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
 
 def _energy(a: Any, b: Any, gram: Any, w: Any) -> float:
     """Of a weight that puts nothing out the share is without bound, so the gain is 0: such a module gets nothing."""
-    return float(((b.T @ b) * (a @ gram @ a.T)).sum().clamp_min(0) / ((w @ gram) * w).sum().clamp_min(1e-30))
+    return float(
+        ((b.T @ b) * (a @ gram @ a.T)).sum().clamp_min(0) / ((w @ gram) * w).sum().clamp_min(1e-30)
+    )
 
 
 # ---- by a fit of its own ----------------------------------------------------------------------------
 
 
-def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, inputs: Mapping[str, Input], watch: Watch) -> Moved:
+def _fitted(
+    adapter: Mapping[str, Factors],
+    method: Fit,
+    config: TransferStage,
+    inputs: Mapping[str, Input],
+    watch: Watch,
+) -> Moved:
     assert config.text is not None
-    found = method.fit(adapter, calibrate.Calibration(config.text, inputs), config.layers, config.transfer, watch)
+    found = method.fit(
+        adapter, calibrate.Calibration(config.text, inputs), config.layers, config.transfer, watch
+    )
     weights = [Weights(inputs[name].path, config.runtime.device) for name in ("source", "target")]
     twins, roles = {t: s for s, t in config.layers}, by_layer(weights[0].shapes)
     for name, fitted in found.items():
@@ -338,15 +421,23 @@ def _fitted(adapter: Mapping[str, Factors], method: Fit, config: TransferStage, 
         if config.transfer.modules and role not in config.transfer.modules:
             continue
         twin = roles[twins[layer]][role]
-        before = adapter.get(twin, Factors(fitted.a[:0], fitted.b[:, :0]))  # it may adapt other modules than the source's
-        norms = _norms((before, float(weights[0][twin].norm())), (fitted, float(weights[1][name].norm())))
+        before = adapter.get(
+            twin, Factors(fitted.a[:0], fitted.b[:, :0])
+        )  # it may adapt other modules than the source's
+        norms = _norms(
+            (before, float(weights[0][twin].norm())), (fitted, float(weights[1][name].norm()))
+        )
         yield fitted, {"source": twin, "target": name, **norms}
 
 
 # ---- what is kept -----------------------------------------------------------------------------------
 
 
-SCALES = {"raw": "similarity", "excess": "excess", "weights": "weights"}  # where a row of the report has each
+SCALES = {
+    "raw": "similarity",
+    "excess": "excess",
+    "weights": "weights",
+}  # where a row of the report has each
 SHOWN = (1e-4, 1e-3, 1e-2)  # thresholds whose effect a report always shows
 
 
@@ -361,7 +452,9 @@ def _gate(rows: list[Row], c: TransferConfig) -> dict[str, int]:
     """
     scale = SCALES[c.similarity]
     if not rows:
-        raise TransferError(f"transfer.modules={c.modules}: transfer={c.method} adapts none of these. Leave it out.")
+        raise TransferError(
+            f"transfer.modules={c.modules}: transfer={c.method} adapts none of these. Leave it out."
+        )
     for row in rows:
         row["transferred"] = scale not in row or row[scale] >= c.similarity_threshold
     if not any(row["transferred"] for row in rows):
@@ -380,8 +473,13 @@ def _gate(rows: list[Row], c: TransferConfig) -> dict[str, int]:
         for row in rows:
             by_target.setdefault(layer_of(row["target"])[0], []).append(row)
         if scale not in rows[0]:
-            raise TransferError(f"transfer.keep_top: transfer={c.method} measures no similarity of layers. Leave it at 1.")
-        order = sorted(by_target, key=lambda layer: -sum(r[scale] for r in by_target[layer]) / len(by_target[layer]))
+            raise TransferError(
+                f"transfer.keep_top: transfer={c.method} measures no similarity of layers. Leave it at 1."
+            )
+        order = sorted(
+            by_target,
+            key=lambda layer: -sum(r[scale] for r in by_target[layer]) / len(by_target[layer]),
+        )
         for layer in order[math.ceil(c.keep_top * len(order)) :]:
             for row in by_target[layer]:
                 row["transferred"] = False

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paw.transfer.bases import Bases
 
 MATRIX = "similarity.json"
-STAGE = Stage("match", "1", "paw.transfer.layers:match")
+STAGE = Stage("match", "1", "paw.transfer.match:match")
 
 
 @dataclass
@@ -33,7 +33,9 @@ class MatchStage:
     bases: str | None = transient(None)  # where singular bases are kept
 
 
-def match(config: MatchStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def match(
+    config: MatchStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """The similarity of every layer of the target (row) to every one of the source (column), above chance.
 
     Args:
@@ -43,7 +45,10 @@ def match(config: MatchStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         TransferError: if weights are compared whose residual streams are of different width.
     """
     matrix = _by_text(config.text, inputs) if config.text else _by_weights(config, inputs, watch)
-    result = {"by": "cka" if config.text else "weights", "similarity": [[round(x, 6) for x in row] for row in matrix]}
+    result = {
+        "by": "cka" if config.text else "weights",
+        "similarity": [[round(x, 6) for x in row] for row in matrix],
+    }
     write_text(out / MATRIX, json.dumps(result))
     return result
 
@@ -57,16 +62,26 @@ def _by_text(config: CalibrateStage, inputs: Mapping[str, Input]) -> list[list[f
 
     run = Calibration(config, inputs)
     places = [
-        {(layer, UPDATE): Part(layer_module(next(iter(roles.values())))) for layer, roles in by_layer(parts).items()} for parts in run.parts
+        {
+            (layer, UPDATE): Part(layer_module(next(iter(roles.values()))))
+            for layer, roles in by_layer(parts).items()
+        }
+        for parts in run.parts
     ]
     batches = list(seen(run.models, (places[0], places[1]), run.texts, config.batch_size, run.pads))
     grams = []
     for side in (0, 1):
-        layers = [[now[side][space] for now in batches] for space in sorted(places[side], key=lambda s: s[0])]
+        layers = [
+            [now[side][space] for now in batches]
+            for space in sorted(places[side], key=lambda s: s[0])
+        ]
         grams.append([_gram(chunks) for chunks in layers])
     own = [[_hsic(k, k) for k in side] for side in grams]
     return [
-        [_hsic(k, g) / max(float(a * b), 1e-30) ** 0.5 for g, b in zip(grams[0], own[0], strict=True)]
+        [
+            _hsic(k, g) / max(float(a * b), 1e-30) ** 0.5
+            for g, b in zip(grams[0], own[0], strict=True)
+        ]
         for k, a in zip(grams[1], own[1], strict=True)
     ]
 
@@ -82,7 +97,11 @@ def _gram(chunks: Sequence[Tensor]) -> Tensor:
 def _hsic(k: Tensor, other: Tensor) -> float:
     """HSIC₁ of two Gram matrices with empty diagonals (Song et al. 2012, equation 5)."""
     n = len(k)
-    total = (k * other).sum() + k.sum() * other.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(0) * other.sum(0)).sum()
+    total = (
+        (k * other).sum()
+        + k.sum() * other.sum() / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (k.sum(0) * other.sum(0)).sum()
+    )
     return float(total / (n * (n - 3)))
 
 
@@ -92,7 +111,10 @@ def _by_weights(config: MatchStage, inputs: Mapping[str, Input], watch: Watch) -
 
     sides = []
     for name in ("source", "target"):
-        bases, weights = Bases(config.bases, inputs[name].fingerprint), Weights(inputs[name].path, config.device)
+        bases, weights = (
+            Bases(config.bases, inputs[name].fingerprint),
+            Weights(inputs[name].path, config.device),
+        )
         layers = by_layer(weights.shapes)
         sides.append([_streams(layers[i], weights, bases, config) for i in sorted(layers)])
         watch.progress(len(sides), 2, "models")
@@ -105,12 +127,20 @@ def _by_weights(config: MatchStage, inputs: Mapping[str, Input], watch: Watch) -
     return [[_excess(s, t) for s in sides[0]] for t in sides[1]]
 
 
-def _streams(roles: Mapping[str, str], weights: Weights, bases: Bases, config: MatchStage) -> dict[str, Tensor]:
+def _streams(
+    roles: Mapping[str, str], weights: Weights, bases: Bases, config: MatchStage
+) -> dict[str, Tensor]:
     """By role, the basis of the subspace of the residual stream that a module reads from or writes to."""
     out = {}
     for role, name in roles.items():
         shape = weights.shapes[name]
-        basis = bases.of(name, shape, basis_size(min(shape), config.basis), partial(weights.__getitem__, name), config.device)
+        basis = bases.of(
+            name,
+            shape,
+            basis_size(min(shape), config.basis),
+            partial(weights.__getitem__, name),
+            config.device,
+        )
         out[role] = basis.u if ROLES[role].onto_stream else basis.v
     return out
 

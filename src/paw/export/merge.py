@@ -1,9 +1,8 @@
-"""Stages `merge`, an adapter into its base, and `compress`, a model quantised after training: each a folder in the hub's layout."""
+"""Stage `merge`: an adapter into its base, a folder in the hub's layout."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
-from paw.config.schema import CompressConfig, MergeConfig
+from paw.config.schema import MergeConfig
 from paw.errors import AdapterError, StageError
+from paw.export.tokenizer import copy_tokenizer
 from paw.models.adapters import attach, birth, read_config
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer
-from paw.store import TOKENIZER, Input, Stage, Watch
+from paw.store import Input, Stage, Watch
 
 if TYPE_CHECKING:
     import torch
 
-MERGE = Stage("merge", "1", "paw.models.merge:merge")
-COMPRESS = Stage("compress", "1", "paw.models.merge:compress")
+STAGE = Stage("merge", "1", "paw.export.merge:merge")
 PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 SLACK = 1e-3  # of the largest logit, in float32: rounding, where a wrong merge is off by units
 TEXT = "The river was high after the rain, and the bridge had been closed since Monday. How many days is that? 3 + 4 = 7."
@@ -34,13 +33,6 @@ class MergeStage:
     trust_remote_code: bool = transient(False)
 
 
-@dataclass
-class CompressStage:
-    compress: CompressConfig
-    runtime: Runtime
-    trust_remote_code: bool = transient(False)
-
-
 def check_mergeable(adapter: Path) -> None:
     """
     Raises:
@@ -48,11 +40,15 @@ def check_mergeable(adapter: Path) -> None:
     """
     kind = read_config(adapter)["peft_type"]
     if kind in PROMPTS:
-        raise AdapterError(f"{adapter}: {kind} puts virtual tokens before a text, which no weight of the base can hold. "
-                           "Keep the adapter beside its base.")  # fmt: skip
+        raise AdapterError(
+            f"{adapter}: {kind} puts virtual tokens before a text, which no weight of the base can hold. "
+            "Keep the adapter beside its base."
+        )
 
 
-def merge(config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
+def merge(
+    config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
     """W + ΔW in float32, checked by logits before it is rounded and written as sharded safetensors with the tokenizer.
 
     An adapter that was trained on a quantised base is merged into what that base is when it is dequantised, which is what it was
@@ -90,8 +86,10 @@ def merge(config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     after, scale = _logits(merged, ids), float(before.abs().max())
     result |= {"largest_logit": scale, "merged": float((after - before).abs().max())}
     if result["merged"] > SLACK * max(scale, 1):
-        raise StageError(f"merge: logits differ by {result['merged']:.3g} from those of base and adapter, which is more than rounding. "
-                         "Keep the adapter beside its base.")  # fmt: skip
+        raise StageError(
+            f"merge: logits differ by {result['merged']:.3g} from those of base and adapter, which is more than rounding. "
+            "Keep the adapter beside its base."
+        )
     if quantise != "none":
         result["dequantised"] = float((after - quantised).abs().max())
     precision = config.merge.precision
@@ -100,23 +98,12 @@ def merge(config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     merged.config.dtype = getattr(torch, dtype)
     result |= {"precision": dtype, "rounded": float((_logits(merged, ids) - after).abs().max())}
     merged.save_pretrained(str(out), max_shard_size=f"{config.merge.shard_gb}GB")
-    _copy_tokenizer(base.path, out)
+    copy_tokenizer(base.path, out)
     files = sorted(p.name for p in out.glob("*.safetensors"))
-    return result | {"shards": len(files), "gib": round(sum((out / f).stat().st_size for f in files) / 2**30, 3)}
-
-
-def compress(config: CompressStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> dict[str, Any]:
-    """Linear layers in 4 (NF4) or 8 bits; embeddings, norms and the output projection stay as they are.
-
-    Args:
-        inputs: `model`.
-    """
-    base = inputs["model"].path
-    model = load_model(base, config.runtime, config.trust_remote_code, config.compress.scheme)
-    model.save_pretrained(str(out))
-    _copy_tokenizer(base, out)
-    before, after = (sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (base, out))
-    return {"scheme": config.compress.scheme, "gib_before": round(before / 2**30, 3), "gib": round(after / 2**30, 3)}
+    return result | {
+        "shards": len(files),
+        "gib": round(sum((out / f).stat().st_size for f in files) / 2**30, 3),
+    }
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -138,9 +125,3 @@ def _own_dtype(folder: Path) -> str:
                 part = f.get_slice(key)
                 found[names.get(part.get_dtype(), "float32")] += math.prod(part.get_shape())
     return found.most_common(1)[0][0]
-
-
-def _copy_tokenizer(base: Path, out: Path) -> None:
-    for name in (*TOKENIZER, "generation_config.json"):
-        if (base / name).is_file() and not (out / name).exists():
-            shutil.copyfile(base / name, out / name)

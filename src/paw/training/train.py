@@ -13,14 +13,14 @@ from typing import Any
 from paw.config.adapters import AdapterConfig
 from paw.config.checks import transient
 from paw.config.schema import TrainConfig
-from paw.data.tokens import Rows
+from paw.data.encode import Rows
 from paw.errors import ConfigError, DataError, StageError
 from paw.models.load import Runtime
 from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, replacing, write_text
 from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
 MICRO = 640  # tokens of a micro-batch on a CPU
-STAGE = Stage("train", "3", "paw.training.stage:train", resumes=True)
+STAGE = Stage("train", "3", "paw.training.train:train", resumes=True)
 
 
 @dataclass
@@ -36,7 +36,9 @@ class TrainStage:
     trust_remote_code: bool = transient(False)
 
 
-def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Watch, unfinished: Path) -> dict[str, Any]:
+def train(
+    config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Watch, unfinished: Path
+) -> dict[str, Any]:
     """Trains an adapter on the answers, or the classes, of every example.
 
     Args:
@@ -51,17 +53,33 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
 
     c, rows = config.train, len(Rows(inputs["rows"].path))
     if rows < config.devices:
-        raise DataError(f"{config.data_name}: {rows} usable examples for {config.devices} devices. Use fewer.")
+        raise DataError(
+            f"{config.data_name}: {rows} usable examples for {config.devices} devices. Use fewer."
+        )
     steps = steps_of(c, rows, config.devices)
     if c.val_every is not None and c.val_every > steps:
-        raise ConfigError(f"train.val_every={c.val_every}: there are {steps} steps, so nothing would be validated. Lower it.")
+        raise ConfigError(
+            f"train.val_every={c.val_every}: there are {steps} steps, so nothing would be validated. Lower it."
+        )
     checkpoint, done = _resumed(c, unfinished, watch)
     plan = Plan(
-        inputs["model"].path, config.base_name, config.trust_remote_code, replace(config.runtime, devices=config.devices),
-        config.adapter, c, inputs["rows"].path, inputs["val_rows"].path if c.val_every else None, config.classify, config.classes, steps,
-        _accumulate(config, Rows(inputs["rows"].path)), c.gradient_checkpointing,
-        unfinished, checkpoint, done,
-    )  # fmt: skip
+        inputs["model"].path,
+        config.base_name,
+        config.trust_remote_code,
+        replace(config.runtime, devices=config.devices),
+        config.adapter,
+        c,
+        inputs["rows"].path,
+        inputs["val_rows"].path if c.val_every else None,
+        config.classify,
+        config.classes,
+        steps,
+        _accumulate(config, Rows(inputs["rows"].path)),
+        c.gradient_checkpointing,
+        unfinished,
+        checkpoint,
+        done,
+    )
     while not _fits(plan, watch):
         free_memory()  # only now: as long as the error was handled, its traceback held the model
         checkpoint, done = _found(unfinished)
@@ -75,8 +93,14 @@ def train(config: TrainStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         shutil.copytree(unfinished / LAST, out / LAST)
     for name in (CURVE, TIMES):
         shutil.copyfile(unfinished / name, out / name)
-    stamp(out, inputs["model"].fingerprint, made_by="train", method=config.adapter.method, quantise=config.adapter.quantise,
-          **({"classes": config.classes} if config.classify else {}))  # fmt: skip
+    stamp(
+        out,
+        inputs["model"].fingerprint,
+        made_by="train",
+        method=config.adapter.method,
+        quantise=config.adapter.quantise,
+        **({"classes": config.classes} if config.classify else {}),
+    )
     losses = curve(out / CURVE)["loss"]
     tail = losses[-max(1, len(losses) // 10) :]
     result = facts | {"examples": rows, "train_loss": sum(tail) / len(tail)}
@@ -107,7 +131,11 @@ def _accumulate(config: TrainStage, rows: Rows) -> int:
     most = _most(config.train, len(rows), config.devices)
     wanted = config.train.accumulate
     if wanted is None:
-        wanted = 1 if config.runtime.device == "cuda" else math.ceil(most * float(rows.lengths.mean()) / MICRO)
+        wanted = (
+            1
+            if config.runtime.device == "cuda"
+            else math.ceil(most * float(rows.lengths.mean()) / MICRO)
+        )
     return min(wanted, most)
 
 
@@ -127,18 +155,28 @@ def _resumed(c: TrainConfig, unfinished: Path, watch: Watch) -> tuple[Path | Non
     if c.resume != "auto":
         given = Path(c.resume).expanduser()
         if not (given / BEGUN).is_file():
-            raise ConfigError(f"train.resume: {given} holds no unfinished training. Leave it out: paw finds interrupted runs.")
+            raise ConfigError(
+                f"train.resume: {given} holds no unfinished training. Leave it out: paw finds interrupted runs."
+            )
         there, here = (json.loads((folder / BEGUN).read_text()) for folder in (given, unfinished))
         if there != here:
-            raise ConfigError(f"train.resume: {given} is the beginning of another training: {_differ(there, here)}. "
-                              "Leave train.resume out, or set these as they were.")  # fmt: skip
-        if _found(given)[1] > _found(unfinished)[1]:  # not twice: this one may have got further since
-            shutil.copytree(given, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINT))
+            raise ConfigError(
+                f"train.resume: {given} is the beginning of another training: {_differ(there, here)}. "
+                "Leave train.resume out, or set these as they were."
+            )
+        if (
+            _found(given)[1] > _found(unfinished)[1]
+        ):  # not twice: this one may have got further since
+            shutil.copytree(
+                given, unfinished, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKPOINT)
+            )
             with replacing(unfinished / CHECKPOINT) as beside:
                 shutil.copyfile(given / CHECKPOINT, beside)
     checkpoint, done = _found(unfinished)
     if done:
-        watch.say(f"goes on after step {done}, where it was stopped (train.resume=never begins again)")
+        watch.say(
+            f"goes on after step {done}, where it was stopped (train.resume=never begins again)"
+        )
     return checkpoint, done
 
 
@@ -154,7 +192,11 @@ def _differ(there: Any, here: Any, path: str = "") -> str:
     """The first few values that differ, by key."""
     if isinstance(there, dict) and isinstance(here, dict):
         keys = sorted(set(there) | set(here))
-        found = [_differ(there.get(k), here.get(k), f"{path}.{k}".lstrip(".")) for k in keys if there.get(k) != here.get(k)]
+        found = [
+            _differ(there.get(k), here.get(k), f"{path}.{k}".lstrip("."))
+            for k in keys
+            if there.get(k) != here.get(k)
+        ]
         return ", ".join(filter(None, found[:3]))
     return f"{path.removeprefix('config.')} was {there}, is {here}"
 
@@ -168,11 +210,15 @@ def _smaller(plan: Plan, rows: int, watch: Watch) -> Plan:
     most = _most(plan.train, rows, plan.runtime.devices)
     if plan.accumulate < most:
         more = min(most, 2 * plan.accumulate)
-        watch.say(f"out of memory: micro-batches of {math.ceil(most / more)} examples instead of {math.ceil(most / plan.accumulate)} "
-                  f"(train.accumulate={more} starts like that); a step is the same")  # fmt: skip
+        watch.say(
+            f"out of memory: micro-batches of {math.ceil(most / more)} examples instead of {math.ceil(most / plan.accumulate)} "
+            f"(train.accumulate={more} starts like that); a step is the same"
+        )
         return replace(plan, accumulate=more)
     if not plan.gradient_checkpointing and plan.adapter.method != "prefix_tuning":
-        watch.say("out of memory with single examples: activations are recomputed from here (train.gradient_checkpointing=true)")
+        watch.say(
+            "out of memory with single examples: activations are recomputed from here (train.gradient_checkpointing=true)"
+        )
         return replace(plan, gradient_checkpointing=True)
     raise StageError(
         "train: one example does not fit into memory. Lower train.max_length, choose adapter=qlora, or a device with more of it."
@@ -189,7 +235,9 @@ def _card(out: Path, config: TrainStage, model: Path, result: Mapping[str, Any])
     validated = ""
     if "val_best" in result:
         start, best, step = (result[key] for key in ("val_start", "val_best", "best_step"))
-        validated = f" Validation loss {start:.4f} at the start, {best:.4f} at step {step}, which this is."
+        validated = (
+            f" Validation loss {start:.4f} at the start, {best:.4f} at step {step}, which this is."
+        )
     text = f"""# {config.adapter.method} for {base}
 
 Trained by paw on {config.data_name}: {result["steps"]} steps of {config.devices * config.train.batch_size} examples, learning rate

@@ -1,0 +1,164 @@
+"""Examples as tokens, cut where the context ends, equally for training and scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paw.data.example import Turns
+from paw.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a context with its continuation, which starts at `start`; or of a text with its class or value."""
+
+    ids: tuple[int, ...]
+    start: int
+    label: float = 0.0
+
+
+def encode(
+    tokenizer: Any, pairs: Sequence[tuple[str | Turns, str]], chat: bool, close: bool = False
+) -> list[Encoded]:
+    """Contexts with continuations as tokens. The whole is encoded and cut at the longest common prefix with the context
+    alone, so that merges across the boundary count as continuation, as in the harness.
+
+    Args:
+        chat: put contexts into the model's own chat template. Conversations are, in any case.
+        close: end the continuation as the model ends a text or its turn, so that training teaches it to stop.
+
+    Raises:
+        DataError: if a template is needed and the tokenizer has none, or a continuation is empty.
+    """
+    texts = [
+        _texts(tokenizer, context, continuation, chat, close) for context, continuation in pairs
+    ]
+    contexts = sorted({(c, plain) for c, _, plain in texts})
+    alone: dict[tuple[str, bool], list[int]] = {}
+    whole: list[list[int]] = [[]] * len(texts)
+    for special in (True, False):  # a template writes its own special tokens
+        mine = [c for c, plain in contexts if plain == special]
+        rows = [i for i, (_, _, plain) in enumerate(texts) if plain == special]
+        if rows:
+            ids = tokenizer(mine, add_special_tokens=special).input_ids
+            alone |= {(c, special): found for c, found in zip(mine, ids, strict=True)}
+            ids = tokenizer(
+                [texts[i][0] + texts[i][1] for i in rows], add_special_tokens=special
+            ).input_ids
+            for i, found in zip(rows, ids, strict=True):
+                whole[i] = found
+    out = []
+    for (context, continuation, plain), ids in zip(texts, whole, strict=True):
+        start = common(alone[context, plain], ids)
+        ids = _open(tokenizer, ids, continuation)
+        if start >= len(ids) or not continuation.strip():
+            raise DataError(f"an empty choice after {context[-60:]!r}: there is nothing to score.")
+        if close and plain and tokenizer.eos_token_id is not None:
+            ids = [*ids, tokenizer.eos_token_id]
+        out.append(Encoded(tuple(ids), max(start, 1)))
+    return out
+
+
+def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[Encoded]:
+    """One sentence or a pair as an encoder reads it; `start` is where the second begins, or the end."""
+    out = []
+    for text in texts:
+        found = tokenizer(*text)
+        second = next(
+            (i for i, s in enumerate(found.sequence_ids()) if s == 1), len(found.input_ids)
+        )
+        out.append(Encoded(tuple(found.input_ids), second))
+    return out
+
+
+def encode_for_head(
+    tokenizer: Any,
+    sentences: Sequence[tuple[str, ...]],
+    prompts: Sequence[str | Turns],
+    encoder: bool,
+    chat: bool,
+) -> list[Encoded]:
+    """Rows to be classified: sentences and pairs as an encoder reads them, one prompt as others do."""
+    if encoder:
+        return encode_texts(tokenizer, sentences)
+    return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, prompts, chat)]
+
+
+def _texts(
+    tokenizer: Any, context: str | Turns, continuation: str, chat: bool, close: bool
+) -> tuple[str, str, bool]:
+    """Context and continuation in words, and whether they are plain or a template's."""
+    if isinstance(context, str) and not chat:
+        return context, continuation, True
+    before = _as_chat(tokenizer, context)
+    after = continuation.lstrip(" ")
+    if close:
+        turns = [*_turns(context), {"role": "assistant", "content": after}]
+        said = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        after = (
+            said[len(before) :] if said.startswith(before) else after + (tokenizer.eos_token or "")
+        )
+    return before, after, False
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """The length of the longest common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+def encode_prompts(
+    tokenizer: Any, contexts: Sequence[str | Turns], chat: bool
+) -> list[tuple[int, ...]]:
+    """Contexts alone as tokens, to be continued."""
+    out = []
+    for context in contexts:
+        plain = isinstance(context, str) and not chat
+        text = context if isinstance(context, str) and plain else _as_chat(tokenizer, context)
+        out.append(
+            tuple(_open(tokenizer, tokenizer(text, add_special_tokens=plain).input_ids, text))
+        )
+    return out
+
+
+def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
+    """Tokens without the end that some tokenizers close every text with."""
+    end = tokenizer.eos_token_id
+    return (
+        ids[:-1]
+        if end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token)
+        else ids
+    )
+
+
+def _as_chat(tokenizer: Any, context: str | Turns) -> str:
+    if not tokenizer.chat_template:
+        raise DataError(
+            "this model's tokenizer has no chat template, which conversations and dataset.chat=true need. "
+            "Choose a model that is made for chats, or a dataset.prompt."
+        )
+    return str(
+        tokenizer.apply_chat_template(_turns(context), tokenize=False, add_generation_prompt=True)
+    )
+
+
+def _turns(context: str | Turns) -> list[dict[str, str]]:
+    turns = (("user", context),) if isinstance(context, str) else context
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Rows of different length as one int64 tensor, filled on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    return torch.tensor([[*r, *[value] * (width - len(r))] for r in rows])

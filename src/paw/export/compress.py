@@ -1,0 +1,45 @@
+"""Stage `compress`: a model quantised after training, a folder in the hub's layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paw.config.checks import transient
+from paw.config.schema import CompressConfig
+from paw.export.tokenizer import copy_tokenizer
+from paw.models.load import Runtime, load_model
+from paw.store import Input, Stage, Watch
+
+STAGE = Stage("compress", "1", "paw.export.compress:compress")
+
+
+@dataclass
+class CompressStage:
+    compress: CompressConfig
+    runtime: Runtime
+    trust_remote_code: bool = transient(False)
+
+
+def compress(
+    config: CompressStage, inputs: Mapping[str, Input], out: Path, watch: Watch
+) -> dict[str, Any]:
+    """Linear layers in 4 (NF4) or 8 bits; embeddings, norms and the output projection stay as they are.
+
+    Args:
+        inputs: `model`.
+    """
+    base = inputs["model"].path
+    model = load_model(base, config.runtime, config.trust_remote_code, config.compress.scheme)
+    model.save_pretrained(str(out))
+    copy_tokenizer(base, out)
+    before, after = (
+        sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (base, out)
+    )
+    return {
+        "scheme": config.compress.scheme,
+        "gib_before": round(before / 2**30, 3),
+        "gib": round(after / 2**30, 3),
+    }
