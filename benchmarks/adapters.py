@@ -27,7 +27,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3)
     c = p.parse_args()
 
-    from paw.config.compose import compose_config, model_named
+    from paw.cli.compose import compose_config, model_named
     from paw.evaluation.devices import Engines
     from paw.evaluation.evaluate import EvaluateStage, evaluate
     from paw.models.load import Runtime, load_model

@@ -78,7 +78,7 @@ def peak() -> Iterator[dict[str, float]]:
 
 
 def with_paw(c: argparse.Namespace) -> dict[str, Any]:
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.data.load import split_file
     from paw.evaluation.devices import Engines
     from paw.evaluation.evaluate import EvaluateStage, evaluate, read_records
@@ -122,7 +122,7 @@ def in_double(c: argparse.Namespace) -> dict[str, Any]:
     """What one choice scores in float64, one row, nothing filled: the truth that two float32 programs round differently."""
     import torch
 
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.data.load import examples, split_file
     from paw.data.tokenise import encode
     from paw.models.adapters import attach
@@ -156,7 +156,7 @@ def in_double(c: argparse.Namespace) -> dict[str, Any]:
 
 def rows_file(c: argparse.Namespace) -> Path:
     """The first rows of the split, as a file of their own, so that both sides have the same."""
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.data.load import _lines, split_file
 
     full = split_file(
@@ -215,7 +215,7 @@ def with_harness(c: argparse.Namespace) -> dict[str, Any]:
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.data.load import _lines, examples, split_file
 
     rows = [json.loads(line) for line in rows_file(c).read_text().splitlines()]
@@ -438,7 +438,7 @@ def main() -> None:
     c = parser().parse_args()
     c.data = str(Path(c.data).resolve())
     with tempfile.TemporaryDirectory() as work:
-        from paw.config.compose import model_named
+        from paw.cli.compose import model_named
         from paw.models.locate import locate
 
         c.work, c.folder = work, str(locate(model_named(c.model), None, Quiet()))

@@ -19,7 +19,7 @@ from pathlib import Path
 import peft
 import torch
 
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.console import Console
 from paw.data.tokenise import Encoded, encode
 from paw.models.load import Runtime, load_model, load_tokenizer

@@ -17,7 +17,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from paw.config.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config, transfer_named
 from paw.models.adapters import Factors, write_adapter
 from paw.models.load import Runtime
 from paw.models.tensors import Weights, linear_shapes

@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.console import Console
 from paw.data.load import split_file
 from paw.data.tokenise import encode

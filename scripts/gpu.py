@@ -29,8 +29,8 @@ from pathlib import Path
 
 import torch
 
-from paw.config.compose import compose_config, groups
-from paw.config.schema import HardwareConfig
+from paw.cli.compose import compose_config, groups
+from paw.config.common import HardwareConfig
 from paw.text import markdown_table
 
 Figures = Callable[[Path, str], str]

@@ -61,7 +61,7 @@ def paw(tmp_path: Path) -> Paw:
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     """`launch("train.lr=1")`: the same task in this process, which has imported everything already, in an empty folder."""
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.tasks import dispatch
 
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ ORDER = [
     "report",
     "tracking",
     "console",
+    "cli",
     "tasks",
     "run",
 ]

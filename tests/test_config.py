@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from conftest import Paw
-from paw.config.compose import compose_config, groups, transfer_named
-from paw.config.schema import PlaceboConfig, RidgeConfig
+from paw.cli.compose import compose_config, groups, transfer_named
 from paw.errors import ConfigError
 from paw.paths import conf_dir
+from paw.transfer.config import PlaceboConfig, RidgeConfig
 
 CHOICES = [f"{group}={choice}" for group, choices in groups().items() for choice in choices]
 

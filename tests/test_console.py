@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from paw import console as consoles
-from paw.config.compose import compose_config
-from paw.config.schema import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
+from paw.cli.compose import compose_config
+from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.console import Console
 from paw.errors import ConfigError
 from paw.tracking import open_trackers

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from conftest import Silent
-from paw.config.compose import compose_config
-from paw.config.schema import DatasetConfig
+from paw.cli.compose import compose_config
 from paw.data import encode as tokens
+from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.kinds import kind_named
 from paw.data.load import examples, sample, split_file

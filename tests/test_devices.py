@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from conftest import Silent
-from paw.config.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config, transfer_named
 from paw.data import encode as tokens
 from paw.data.tokenise import Encoded
 from paw.evaluation import classify

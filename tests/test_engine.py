@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, Silent
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.data.tokenise import Encoded
 from paw.errors import AdapterError, DataError, ModelError, StageError
 from paw.evaluation import answers, engine

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.data.load import examples
 from paw.data.tokenise import Encoded, encode
 from paw.evaluation.evaluate import metrics

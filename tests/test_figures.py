@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest, pearsonr, spearmanr
 
 from conftest import Silent
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.data.encode import BOUNDS, IDS, LABELS, STARTS, Rows
 from paw.data.example import Example
 from paw.data.load import examples, sample

@@ -13,19 +13,20 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
 from conftest import Launch, Silent
-from paw.config.compose import compose_config, groups
-from paw.config.schema import ROLES, ModelConfig
+from paw.cli.compose import compose_config, groups
 from paw.data.load import examples
 from paw.data.tokenise import Encoded
 from paw.errors import AdapterError, ConfigError, TransferError
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import plan_scoring
 from paw.models.adapters import PICKLED, WEIGHTS, find_adapter, other_base, read_adapter
+from paw.models.config import ModelConfig
 from paw.models.load import Runtime, load_model
 from paw.models.locate import locate
 from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import modules
+from paw.transfer.config import ROLES
 
 
 def lora(folder: Path, model: str = "tiny_llama", base: str | None = None, **config: Any) -> Path:

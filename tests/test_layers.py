@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Silent
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.errors import TransferError
 from paw.models.adapters import read_adapter
 from paw.models.load import Runtime

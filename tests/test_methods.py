@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from conftest import Silent
-from paw.config.compose import compose_config, transfer_named
-from paw.config.schema import TransferConfig
+from paw.cli.compose import compose_config, transfer_named
 from paw.errors import TransferError
 from paw.models.adapters import Factors, made_for, read_adapter
 from paw.models.layout import heads
@@ -22,6 +21,7 @@ from paw.transfer import calibrate
 from paw.transfer import transfer as transferring
 from paw.transfer.activations import hold_out, pair_texts, seen
 from paw.transfer.anchors import embedding_site, shared_tokens
+from paw.transfer.config import TransferConfig
 from paw.transfer.linalg import best_penalty, explained
 from paw.transfer.methods import shift
 from paw.transfer.modules import by_layer

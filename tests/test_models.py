@@ -13,10 +13,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import Silent
-from paw.config.compose import compose_config, model_named
-from paw.config.schema import HardwareConfig, ModelConfig, PackageConfig
+from paw.cli.compose import compose_config, model_named
+from paw.config.common import HardwareConfig
 from paw.errors import AdapterError, ConfigError, ModelError
 from paw.models.adapters import Factors, attach, read_adapter, stamp, write_adapter
+from paw.models.config import ModelConfig, PackageConfig
 from paw.models.load import Runtime, load_model, load_tokenizer, resolve_runtime
 from paw.models.locate import locate
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
 
 from conftest import Silent
-from paw.config.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config, transfer_named
 from paw.models.adapters import Factors, attach, fused, made_for, read_adapter, write_adapter
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import linear_shapes, module_parts

@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import Silent
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.data.encode import STAGE as ENCODE
 from paw.data.encode import EncodeStage
 from paw.models.adapters import WEIGHTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 
-from paw.config.schema import STAGES as NAMES
+from paw.cli.schema import STAGES as NAMES
 from stage_defaults import FILE, STAGES, now
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from conftest import Silent
-from paw.config.schema import transient
+from paw.config.checks import transient
 from paw.errors import StageError
 from paw.store import BEGUN, Artifact, Input, Stage, Store
 

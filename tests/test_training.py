@@ -19,7 +19,7 @@ from transformers import (
     MistralConfig,
 )
 
-from paw.config.compose import compose_config
+from paw.cli.compose import compose_config
 from paw.data.tokenise import Encoded
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded

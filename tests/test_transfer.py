@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Silent
-from paw.config.compose import compose_config, transfer_named
-from paw.config.schema import TransferConfig
+from paw.cli.compose import compose_config, transfer_named
 from paw.data.load import examples
 from paw.errors import TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
@@ -30,6 +29,7 @@ from paw.transfer import activations, anchors, calibrate, linalg
 from paw.transfer import match as layers
 from paw.transfer import transfer as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
+from paw.transfer.config import TransferConfig
 from paw.transfer.maps import Eye, Product
 from paw.transfer.methods import Placebo, method_named, per_head, shift
 from paw.transfer.modules import (

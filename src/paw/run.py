@@ -14,7 +14,7 @@ def entry() -> None:
     """Answers --help without Hydra; checks the command line before anything heavy is imported; then runs it."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
-        from paw.config.help import text
+        from paw.cli.help import text
 
         print(text(), end="")
         return
@@ -37,7 +37,7 @@ def checked(argv: list[str]) -> list[str]:
     """The same command line, with the demo added where no model is named; raises ConfigError if it is wrong."""
     from hydra._internal.utils import get_args_parser
 
-    from paw.config.compose import check, with_demo
+    from paw.cli.compose import check, with_demo
     from paw.errors import ConfigError
 
     def refuse(message: str) -> NoReturn:
@@ -61,7 +61,7 @@ def launch() -> None:
     """Hydra's own main: single runs, sweeps and launchers."""
     import hydra
 
-    from paw.config.schema import register
+    from paw.cli.schema import register
     from paw.paths import conf_dir
 
     register()
@@ -77,8 +77,8 @@ def job(config: DictConfig) -> object:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from paw.config.compose import typed
-    from paw.config.schema import register
+    from paw.cli.compose import typed
+    from paw.cli.schema import register
     from paw.errors import PawError
     from paw.tasks import dispatch
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from paw.config.schema import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
+from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.errors import ConfigError
 
 log = logging.getLogger("paw")

@@ -25,7 +25,7 @@ def moved(found: Any, method: str) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.tasks import dispatch
 
     folder = tmp_path_factory.mktemp("adapter")

@@ -19,7 +19,7 @@ TRUTH = embedded("facts") / "test.jsonl"
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's adapter: tiny_llama tells the truth."""
-    from paw.config.compose import compose_config
+    from paw.cli.compose import compose_config
     from paw.tasks import dispatch
 
     folder = tmp_path_factory.mktemp("adapter")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paw.config.checks import transient
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.load import examples, listed
 from paw.data.tokenise import Encoded, encode, encode_for_head

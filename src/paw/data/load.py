@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from filelock import FileLock
 
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
 from paw.data.kinds import Kind, kind_named, question
 from paw.errors import DataError

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from paw.config.checks import transient
-from paw.config.schema import DatasetConfig, EvaluateConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.load import examples, listed, sample
 from paw.data.tokenise import Encoded, encode, encode_for_head, encode_prompts
 from paw.errors import DataError, ModelError, StageError
 from paw.evaluation import answers, classify, plan
+from paw.evaluation.config import EvaluateConfig
 from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Job
 from paw.evaluation.statistics import f1, interval, standard_error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paw.config.checks import transient
-from paw.config.schema import CompressConfig
+from paw.export.config import CompressConfig
 from paw.export.tokenizer import copy_tokenizer
 from paw.models.load import Runtime, load_model
 from paw.store import Input, Stage, Watch

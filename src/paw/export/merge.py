@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
-from paw.config.schema import MergeConfig
 from paw.errors import AdapterError, StageError
+from paw.export.config import MergeConfig
 from paw.export.tokenizer import copy_tokenizer
 from paw.models.adapters import attach, birth, read_config
 from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
-from paw.config.schema import HardwareConfig
+from paw.config.common import HardwareConfig
 from paw.errors import ConfigError, ModelError, need
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from paw.config.schema import ModelConfig, PackageConfig
 from paw.errors import ModelError
+from paw.models.config import ModelConfig, PackageConfig
 from paw.paths import cache_dir
 from paw.store import Watch, replacing, sha256
 

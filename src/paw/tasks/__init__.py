@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paw.config.schema import PawConfig
+    from paw.cli.schema import PawConfig
 
 
 def dispatch(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> object:

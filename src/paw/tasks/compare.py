@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.errors import ConfigError
 from paw.report.compare import adjust, compare, difference, verdict

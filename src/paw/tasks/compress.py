@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.errors import ConfigError, need
 from paw.export.merge import check_mergeable

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from paw.config.compose import model_named
-from paw.config.schema import PawConfig
+from paw.cli.compose import model_named
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.errors import AdapterError, ConfigError
 from paw.models.adapters import find_adapter, made_for

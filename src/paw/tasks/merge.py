@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.errors import ConfigError
 from paw.export.merge import check_mergeable

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.data.example import Turns
 from paw.data.kinds.glue import sentences

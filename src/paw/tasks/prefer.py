@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.tasks.run_folder import Run
 from paw.tasks.stages import Adapter, Stages, check_adapter

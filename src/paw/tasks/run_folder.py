@@ -13,7 +13,7 @@ from types import TracebackType
 import yaml
 
 import paw
-from paw.config.schema import PawConfig
+from paw.cli.schema import PawConfig
 from paw.errors import PawError
 from paw.report import records, results
 from paw.report.results import System

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from paw.config.compose import transfer_named
-from paw.config.schema import DRAWN, ModelConfig, PawConfig, PlaceboConfig, TransferConfig
+from paw.cli.compose import transfer_named
+from paw.cli.schema import PawConfig
 from paw.console import Console
 from paw.data import encode as tokens
 from paw.data.load import split_file, unused
@@ -20,6 +20,7 @@ from paw.evaluation.devices import Engines
 from paw.export import compress as compressing
 from paw.export import merge as merging
 from paw.models.adapters import check_base, find_adapter, made_for, other_base, read_config
+from paw.models.config import ModelConfig
 from paw.models.load import Runtime, is_encoder, resolve_runtime, room
 from paw.models.locate import locate
 from paw.models.tensors import linear_shapes
@@ -31,6 +32,7 @@ from paw.transfer import calibrate as calibrating
 from paw.transfer import match as matching
 from paw.transfer import spoil as spoiling
 from paw.transfer import transfer as transferring
+from paw.transfer.config import DRAWN, PlaceboConfig, TransferConfig
 from paw.transfer.modules import (
     BASIS,
     HELD,

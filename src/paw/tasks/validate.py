@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paw.config.compose import compose_config, groups, model_named
-from paw.config.schema import DatasetConfig, ModelConfig, PawConfig
+from paw.cli.compose import compose_config, groups, model_named
+from paw.cli.schema import PawConfig
 from paw.console import Console
+from paw.data.config import DatasetConfig
 from paw.data.load import examples, preferences, split_file
 from paw.errors import ConfigError, PawError
+from paw.models.config import ModelConfig
 from paw.models.load import has_driver, resolve_runtime
 from paw.models.locate import at_hand, locate, on_hub
 from paw.tasks.stages import check_adapter, check_training

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.adapters import AdapterConfig
-from paw.config.schema import TrainConfig
 from paw.data.encode import Rows
 from paw.errors import ConfigError, PawError, StageError
 from paw.models.load import (
@@ -31,6 +30,7 @@ from paw.models.load import (
 from paw.store import Watch, peak_gpu, tell_gpu
 from paw.training.adapters import Setting, method_named
 from paw.training.batches import Share, Steps, Validation, loader, per_epoch
+from paw.training.config import TrainConfig
 from paw.training.objectives import Answers, Classes, Objective
 
 if TYPE_CHECKING:

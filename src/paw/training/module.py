@@ -19,12 +19,12 @@ import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
 
-from paw.config.schema import TrainConfig
 from paw.errors import StageError
 from paw.models.adapters import WEIGHTS, settle
 from paw.store import Watch, write_text
 from paw.training.adapters import Method
 from paw.training.batches import Micro, Share
+from paw.training.config import TrainConfig
 from paw.training.objectives import Objective
 
 # Times differ from run to run: they lie in a file that an artifact's content leaves out.

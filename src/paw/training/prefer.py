@@ -16,12 +16,13 @@ from typing import Any
 
 from paw.config.adapters import AdapterConfig
 from paw.config.checks import transient
-from paw.config.schema import DatasetConfig, PreferConfig, TrainConfig
+from paw.data.config import DatasetConfig
 from paw.data.load import preferences
 from paw.errors import ConfigError, need
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.store import Input, Stage, Watch
 from paw.training.adapters import Setting, method_named
+from paw.training.config import PreferConfig, TrainConfig
 
 STAGE = Stage("prefer", "1", "paw.training.prefer:prefer")
 

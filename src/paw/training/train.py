@@ -12,11 +12,11 @@ from typing import Any
 
 from paw.config.adapters import AdapterConfig
 from paw.config.checks import transient
-from paw.config.schema import TrainConfig
 from paw.data.encode import Rows
 from paw.errors import ConfigError, DataError, StageError
 from paw.models.load import Runtime
 from paw.store import BEGUN, TOKENIZER, Input, Stage, Watch, free_memory, replacing, write_text
+from paw.training.config import TrainConfig
 from paw.training.fit import FACTS, OutOfMemory, Plan, fit, steps_of
 
 MICRO = 640  # tokens of a micro-batch on a CPU

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
-from paw.config.schema import TransferConfig
 from paw.errors import TransferError
 from paw.models.adapters import Factors, fused, read_adapter, stamp, unfused, write_adapter
 from paw.models.layout import heads
@@ -27,6 +26,7 @@ from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes, module_parts
 from paw.store import Input, Stage, Watch
 from paw.transfer import calibrate
+from paw.transfer.config import TransferConfig
 from paw.transfer.modules import ROLES, by_layer, layer_of, pair_names
 from paw.transfer.report import write_report
 from paw.transfer.verdict import feasibility, mean

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Protocol, cast
 
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
 
 

@@ -5,7 +5,7 @@ The last message of the assistant is trained on and scored; what stands before i
 
 from __future__ import annotations
 
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
 
 

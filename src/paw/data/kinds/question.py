@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from string import ascii_uppercase
 
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
 
 

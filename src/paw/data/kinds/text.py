@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paw.config.schema import DatasetConfig
+from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
 
 

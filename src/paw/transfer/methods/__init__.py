@@ -2,7 +2,7 @@
 correct themselves along the depth fit the target's factors instead.
 
 A new method is one file here that sets METHOD, and one yaml in conf/transfer; if it has parameters of its own, also a
-dataclass in paw/config/schema.py.
+dataclass in paw/cli/schema.py.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ depend on which basis of a subspace is taken.
 
 from __future__ import annotations
 
-from paw.config.schema import TransferConfig
+from paw.transfer.config import TransferConfig
 from paw.transfer.linalg import polar
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method

@@ -7,7 +7,7 @@ vector of one model with the i-th of the other, up to the arbitrary signs of an 
 
 from __future__ import annotations
 
-from paw.config.schema import TransferConfig
+from paw.transfer.config import TransferConfig
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

@@ -7,7 +7,7 @@ through both would show, and what enters o and down by polar(W_sᵀ T W_t), so t
 
 from __future__ import annotations
 
-from paw.config.schema import TransferConfig
+from paw.transfer.config import TransferConfig
 from paw.transfer.linalg import polar
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method

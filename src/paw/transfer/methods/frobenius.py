@@ -3,7 +3,7 @@ differ is paired as cross_lora pairs it."""
 
 from __future__ import annotations
 
-from paw.config.schema import TransferConfig
+from paw.transfer.config import TransferConfig
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

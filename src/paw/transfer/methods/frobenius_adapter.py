@@ -14,8 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paw.config.schema import TransferConfig
 from paw.models.adapters import Factors
+from paw.transfer.config import TransferConfig
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

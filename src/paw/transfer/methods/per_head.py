@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paw.config.schema import TransferConfig
 from paw.models.layout import Heads
+from paw.transfer.config import TransferConfig
 from paw.transfer.linalg import polar
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paw.config.schema import TransferConfig
+from paw.transfer.config import TransferConfig
 from paw.transfer.maps import Maps
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

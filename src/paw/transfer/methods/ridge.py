@@ -5,7 +5,7 @@ At λ → 0 the exact minimiser of E‖T_out ΔW_s x_s − ΔW_t x_t‖² over a
 
 from __future__ import annotations
 
-from paw.config.schema import RidgeConfig
+from paw.transfer.config import RidgeConfig
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

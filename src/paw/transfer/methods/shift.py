@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paw.config.schema import ShiftConfig
 from paw.errors import TransferError
 from paw.models.adapters import Factors
 from paw.models.layout import Part
 from paw.store import Watch
 from paw.transfer.activations import PairedText, by_length, seen_by
 from paw.transfer.calibrate import Calibration
+from paw.transfer.config import ShiftConfig
 from paw.transfer.linalg import best_penalty, ridge
 from paw.transfer.methods import Fit
 from paw.transfer.modules import Layers, Place, Space, by_layer, layer_module

@@ -7,7 +7,7 @@ import hashlib
 
 import torch
 
-from paw.config.schema import SignRandomConfig
+from paw.transfer.config import SignRandomConfig
 from paw.transfer.maps import Maps, Product
 from paw.transfer.methods import Method
 from paw.transfer.pairing import Pair

@@ -22,16 +22,11 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from paw.config.schema import (
-    TRANSFER_SCHEMAS,
-    ModelConfig,
-    PawConfig,
-    PlaceboConfig,
-    TransferConfig,
-    register,
-)
+from paw.cli.schema import PawConfig, register
 from paw.errors import ConfigError, nearest
+from paw.models.config import ModelConfig
 from paw.paths import conf_dir
+from paw.transfer.config import TRANSFER_SCHEMAS, PlaceboConfig, TransferConfig
 
 DEMO = "experiment=demo"
 
@@ -355,7 +350,7 @@ def _with_subclasses(kind: Any) -> list[Any]:
 
 
 def _dataclass_named(annotation: str) -> Any:
-    from paw.config import schema
+    from paw.cli import schema
 
     return next(
         (
