@@ -1,4 +1,5 @@
-"""Five adapters on one base: what they cost together, beside five passes with the base in memory and one load of it.
+"""Five adapters on one base: what they cost together, beside five passes with the base in memory
+and one load of it.
 
 python benchmarks/adapters.py --data DATA --model smollm2_135m --task arc_easy --rows 100
 """
@@ -28,11 +29,10 @@ def main() -> None:
     c = p.parse_args()
 
     from paw.cli.compose import compose_config, model_named
-    from paw.evaluation.devices import Engines
     from paw.evaluation.evaluate import EvaluateStage, evaluate
     from paw.models.load import Runtime, load_model
     from paw.models.locate import locate
-    from paw.store import Input
+    from paw.store import Context, Input, Kept
 
     c.data = str(Path(c.data).resolve())
     folder = locate(model_named(c.model), None, Quiet())
@@ -45,15 +45,19 @@ def main() -> None:
             (Path(work) / str(i)).mkdir()
             adapters.append(Path(random_adapter(str(folder), str(Path(work) / str(i)), seed=i)))
 
-        def scored(engines: Engines, adapter: Path) -> float:
+        def scored(kept: Kept, adapter: Path) -> float:
             began = time.perf_counter()
             stage = EvaluateStage(
-                config.dataset, SPLITS[c.task], config.evaluate, Runtime("float32"), engines=engines
+                dataset=config.dataset,
+                split=SPLITS[c.task],
+                evaluate=config.evaluate,
+                runtime=Runtime("float32"),
             )
-            evaluate(stage, inputs | {"adapter": Input(adapter, str(adapter))}, Path(work), Quiet())
+            own = {"adapter": Input(adapter, str(adapter))}
+            evaluate(stage, inputs | own, Path(work), Context(Quiet(), kept=kept))
             return time.perf_counter() - began
 
-        held = Engines()
+        held = Kept()
         scored(held, adapters[0])
         ratios = []
         for i in range(c.rounds):
@@ -61,15 +65,15 @@ def main() -> None:
             load_model(folder, Runtime("float32"))
             load = time.perf_counter() - began
             passes = [scored(held, a) for a in adapters[1:] + adapters[:1]]
-            began, fresh = time.perf_counter(), Engines()
+            began, fresh = time.perf_counter(), Kept()
             for a in adapters:
                 scored(fresh, a)
             together = time.perf_counter() - began
             fresh.release()
             ratios.append(together / (sum(passes) + load))
             print(
-                f"round {i + 1}: load {load:.2f} s, five passes {sum(passes):.2f} s, five adapters from nothing {together:.2f} s, "
-                f"ratio {ratios[-1]:.3f}",
+                f"round {i + 1}: load {load:.2f} s, five passes {sum(passes):.2f} s, five adapters "
+                f"from nothing {together:.2f} s, ratio {ratios[-1]:.3f}",
                 flush=True,
             )
         print(f"median ratio {statistics.median(ratios):.3f}")

@@ -27,6 +27,6 @@ for name, x in values.items():
         (x[:, 0],), np.mean, n_resamples=10_000, method="percentile", batch=1000, rng=1
     ).confidence_interval
     print(
-        f"{name}: [{ours[0]:.4f}, {ours[1]:.4f}] in {took:.2f} s; scipy [{theirs.low:.4f}, {theirs.high:.4f}] in "
-        f"{time.perf_counter() - began:.2f} s"
+        f"{name}: [{ours[0]:.4f}, {ours[1]:.4f}] in {took:.2f} s; "
+        f"scipy [{theirs.low:.4f}, {theirs.high:.4f}] in {time.perf_counter() - began:.2f} s"
     )

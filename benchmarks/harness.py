@@ -1,13 +1,16 @@
-"""Parity with lm-evaluation-harness 0.4.13 and speed against it: same model, rows, dtype, machine; each side in a process
-of its own, turn about.
+"""Parity with lm-evaluation-harness 0.4.13 and speed against it: same model, rows, dtype, machine;
+each side in a process of its own, turn about.
 
     pip install lm-eval==0.4.13
-    python benchmarks/harness.py parity --data DATA --model smollm2_135m --rows 200 [--adapter random] [--shots 5]
-    python benchmarks/harness.py speed  --data DATA --model smollm2_135m --rows 100 --rounds 3 [--shots 25] --tasks arc_easy
+    python benchmarks/harness.py parity --data DATA --model smollm2_135m --rows 200 \\
+        [--adapter random] [--shots 5]
+    python benchmarks/harness.py speed  --data DATA --model smollm2_135m --rows 100 --rounds 3 \\
+        [--shots 25] --tasks arc_easy
 
-DATA holds <task>/<split>.jsonl[.gz] in normalised rows. The harness runs its own task files, pointed at these rows; its
-batch size is the best of those tried on the same task. Seconds are those of scoring, without loading: for the harness its
-loglikelihood call alone, for paw the whole stage (reading, tokenising, scoring, records).
+DATA holds <task>/<split>.jsonl[.gz] in normalised rows. The harness runs its own task files,
+pointed at these rows; its batch size is the best of those tried on the same task. Seconds are those
+of scoring, without loading: for the harness its loglikelihood call alone, for paw the whole stage
+(reading, tokenising, scoring, records).
 """
 
 from __future__ import annotations
@@ -74,16 +77,16 @@ def peak() -> Iterator[dict[str, float]]:
     thread.join()
 
 
-# ---- paw ----------------------------------------------------------------------------------------------
+# ---- paw -----------------------------------------------------------------------------------------
 
 
 def with_paw(c: argparse.Namespace) -> dict[str, Any]:
     from paw.cli.compose import compose_config
     from paw.data.load import split_file
-    from paw.evaluation.devices import Engines
-    from paw.evaluation.evaluate import EvaluateStage, evaluate, read_records
+    from paw.evaluation.evaluate import EvaluateStage, evaluate
+    from paw.evaluation.records import read_records
     from paw.models.load import Runtime
-    from paw.store import Input
+    from paw.store import Context, Input
 
     config = compose_config(
         [
@@ -99,27 +102,27 @@ def with_paw(c: argparse.Namespace) -> dict[str, Any]:
         inputs["adapter"] = Input(Path(c.adapter), "adapter")
     if c.shots:
         inputs["shots"] = Input(split_file(config.dataset, source, c.data, Quiet()), "shots")
-    engines = Engines()
+    context = Context(Quiet())
     stage = EvaluateStage(
-        config.dataset,
-        SPLITS[c.task],
-        config.evaluate,
-        Runtime(c.dtype, c.device),
-        source,
-        engines=engines,
+        dataset=config.dataset,
+        split=SPLITS[c.task],
+        evaluate=config.evaluate,
+        runtime=Runtime(c.dtype, c.device),
+        fewshot_split=source,
     )
     with tempfile.TemporaryDirectory() as out:
         stage.evaluate.limit = 2
-        evaluate(stage, inputs, Path(out), Quiet())  # loads the base, which stays
+        evaluate(stage, inputs, Path(out), context)  # loads the base, which stays
         stage.evaluate.limit = c.rows
         with peak() as found:
-            evaluate(stage, inputs, Path(out), Quiet())
+            evaluate(stage, inputs, Path(out), context)
         records = read_records(Path(out))
     return {**found, "scores": {r["id"]: r.get("text", r["loglikelihoods"]) for r in records}}
 
 
 def in_double(c: argparse.Namespace) -> dict[str, Any]:
-    """What one choice scores in float64, one row, nothing filled: the truth that two float32 programs round differently."""
+    """What one choice scores in float64, one row, nothing filled: the truth that two float32
+    programs round differently."""
     import torch
 
     from paw.cli.compose import compose_config
@@ -170,7 +173,7 @@ def rows_file(c: argparse.Namespace) -> Path:
     return out
 
 
-# ---- the harness --------------------------------------------------------------------------------------
+# ---- the harness ---------------------------------------------------------------------------------
 
 
 def hub_row(task: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -294,7 +297,7 @@ def timed(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[float]
     return run, seconds
 
 
-# ---- comparing ----------------------------------------------------------------------------------------
+# ---- comparing -----------------------------------------------------------------------------------
 
 
 def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
@@ -313,8 +316,10 @@ def child(side: str, c: argparse.Namespace, **changes: Any) -> dict[str, Any]:
 def parity(c: argparse.Namespace) -> None:
     adapter = Path(c.adapter).name if c.adapter else "none"
     print(
-        f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {adapter} | rows | choices | largest difference | "
-        "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n|---|---|---|---|---|---|---|---|---|",
+        f"| {c.model}, {c.dtype}, {c.shots} shots, adapter {adapter} | rows | choices | "
+        "largest difference | "
+        "harness to float64 there | paw to float64 there | same prediction | harness s | paw s |\n"
+        "|---|---|---|---|---|---|---|---|---|",
         flush=True,
     )
     for task in c.tasks:
@@ -326,7 +331,8 @@ def parity(c: argparse.Namespace) -> None:
                 theirs["scores"][i].strip() == ours["scores"][i].strip() for i in ours["scores"]
             )
             print(
-                f"| {task} | {len(ours['scores'])} | | | | | {same} texts equal | {theirs['seconds']:.1f} | {ours['seconds']:.1f} |",
+                f"| {task} | {len(ours['scores'])} | | | | | {same} texts equal | "
+                f"{theirs['seconds']:.1f} | {ours['seconds']:.1f} |",
                 flush=True,
             )
             continue
@@ -345,25 +351,23 @@ def parity(c: argparse.Namespace) -> None:
         choices = sum(len(x) for x, _ in pairs)
         seconds = f"{theirs['seconds']:.1f} | {ours['seconds']:.1f}"
         print(
-            f"| {task} | {len(pairs)} | {choices} | {worst:.1e} of {true['tokens']} tokens | {' | '.join(errors)} | "
-            f"{same} of {len(pairs)} | {seconds} |",
+            f"| {task} | {len(pairs)} | {choices} | {worst:.1e} of {true['tokens']} tokens | "
+            f"{' | '.join(errors)} | {same} of {len(pairs)} | {seconds} |",
             flush=True,
         )
 
 
 def speed(c: argparse.Namespace) -> None:
     print(
-        f"| {c.model}, {c.dtype}, {c.rows} rows, {c.shots} shots | harness s (its best batch) | paw s | ratio, median of {c.rounds} | "
-        "harness MiB | paw MiB |\n|---|---|---|---|---|---|"
+        f"| {c.model}, {c.dtype}, {c.rows} rows, {c.shots} shots | harness s (its best batch) | "
+        f"paw s | ratio, median of {c.rounds} | harness MiB | paw MiB |\n|---|---|---|---|---|---|"
     )
     for task in c.tasks:
         c.task = task
         tried = {b: child("harness", c, batch=b, rows=c.trial)["seconds"] for b in c.batches}
         best = min(tried, key=lambda b: tried[b])
-        print(
-            f"  {task}: harness seconds by batch size, {c.trial} rows: { ({b: round(s, 1) for b, s in tried.items()}) }",
-            file=sys.stderr,
-        )
+        seconds = {b: round(s, 1) for b, s in tried.items()}
+        print(f"  {task}: harness seconds by batch, {c.trial} rows: {seconds}", file=sys.stderr)
         rounds = [(child("harness", c, batch=best), child("paw", c)) for _ in range(c.rounds)]
         theirs, ours = [r[0] for r in rounds], [r[1] for r in rounds]
         ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in rounds)
@@ -372,8 +376,8 @@ def speed(c: argparse.Namespace) -> None:
             return " ".join(f"{x['seconds']:.1f}" for x in side)
 
         print(
-            f"| {task} | {shown(theirs)} ({best}) | {shown(ours)} | {ratio:.2f} | {max(x['mib'] for x in theirs):.0f} | "
-            f"{max(x['mib'] for x in ours):.0f} |",
+            f"| {task} | {shown(theirs)} ({best}) | {shown(ours)} | {ratio:.2f} | "
+            f"{max(x['mib'] for x in theirs):.0f} | {max(x['mib'] for x in ours):.0f} |",
             flush=True,
         )
 

@@ -1,4 +1,5 @@
-"""How far float32 log-probabilities are from float64, by log_softmax and by logit − logsumexp, for a vocabulary's size.
+"""How far float32 log-probabilities are from float64, by log_softmax and by logit − logsumexp, for
+a vocabulary's size.
 
 python benchmarks/log_softmax.py
 """
@@ -13,5 +14,6 @@ for size in (49_152, 262_144):
     true = logits.double().log_softmax(-1)
     softmax, direct = logits.log_softmax(-1), logits - logits.logsumexp(-1, keepdim=True)
     print(
-        f"{size}: log_softmax {(softmax - true).abs().max():.1e}, logit − logsumexp {(direct - true).abs().max():.1e}"
+        f"{size}: log_softmax {(softmax - true).abs().max():.1e}, "
+        f"logit − logsumexp {(direct - true).abs().max():.1e}"
     )

@@ -1,9 +1,10 @@
-"""A training step with PEFT's LoRA layers and with the sum inside the product (paw/training/fused.py), turn about, and how much
-of it is matrix products:
+"""A training step with PEFT's LoRA layers and with the sum inside the product
+(paw/training/fused.py), turn about, and how much of it is matrix products:
 
     python benchmarks/lora_sum.py DATA.jsonl[.gz] --rounds 8
 
-SmolLM2-135M in float32, LoRA r 16 on all linear layers without dropout, micro-batches of three packed GSM8K rows.
+SmolLM2-135M in float32, LoRA r 16 on all linear layers without dropout, micro-batches of three
+packed GSM8K rows.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def main() -> None:
     tokens = sum(len(r.ids) for r in found[: 3 * asked.rounds])
     ratio = f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
     print(
-        f"PEFT's time over ours: {ratio}; ours {tokens / spent:.0f} tokens a second, of which {share:.0%} are matrix products"
+        f"PEFT's time over ours: {ratio}; ours {tokens / spent:.0f} tokens a second, of which "
+        f"{share:.0%} are matrix products"
     )
 
 

@@ -1,13 +1,18 @@
-"""How many faults the quick tests see: python benchmarks/mutation.py [--mutants 300] [--seed 0] [--again FILE] OUT.jsonl
+"""How many faults the quick tests see:
 
-Mutants are those of cosmic-ray's operators (pip install cosmic-ray pytest-cov), drawn at random: of every file a share by
-its size, of every place in it one. Each is written into a copy of the repository, and a process forked from one that has
-torch imported already runs the quick tests that reach its lines, fastest first, up to the first that fails. Which tests
-reach which lines is measured first, on code without a fault, and kept beside OUT. With --again the mutants of FILE that
-survived are tried once more, after tests were added. Annotations are left alone, and so are the tests of the command line,
-the configuration and the data, which start processes of their own: a fault that only those see counts as unseen.
+    python benchmarks/mutation.py [--mutants 300] [--seed 0] [--again FILE] OUT.jsonl
 
-OUT has a line a mutant: where, what, and killed, survived, timeout, or unreached where no quick test comes by.
+Mutants are those of cosmic-ray's operators (pip install cosmic-ray pytest-cov), drawn at random: of
+every file a share by its size, of every place in it one. Each is written into a copy of the
+repository, and a process forked from one that has torch imported already runs the quick tests that
+reach its lines, fastest first, up to the first that fails. Which tests reach which lines is
+measured first, on code without a fault, and kept beside OUT. With --again the mutants of FILE that
+survived are tried once more, after tests were added. Annotations are left alone, and so are the
+tests of the command line, the configuration and the data, which start processes of their own: a
+fault that only those see counts as unseen.
+
+OUT has a line a mutant: where, what, and killed, survived, timeout, or unreached where no quick
+test comes by.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ WARM = (
     "hypothesis",
     "hydra",
     "peft",
-    "pytorch_lightning",
+    "lightning_fabric",
     "matplotlib.figure",
     "scipy.stats",
     "scipy.linalg",
@@ -67,7 +72,7 @@ Mutant = dict[str, Any]
 Reach = dict[str, Any]  # lines: file to line to tests; seconds: test to how long it takes
 
 
-# ---- which mutants ----------------------------------------------------------------------------------
+# ---- which mutants -------------------------------------------------------------------------------
 
 
 def places(code: str) -> dict[tuple[int, int], list[tuple[str, int]]]:
@@ -108,7 +113,8 @@ def _nodes(node: Any) -> Iterator[Any]:
 
 
 def drawn(count: int, seed: int) -> list[Mutant]:
-    """So many mutants of CODE, one a place; every file has a share by its size, and a few at least."""
+    """So many mutants of CODE, one a place; every file has a share by its size, and a few at
+    least."""
     files = [
         f
         for part in CODE
@@ -133,7 +139,7 @@ def drawn(count: int, seed: int) -> list[Mutant]:
     return out
 
 
-# ---- which tests ------------------------------------------------------------------------------------
+# ---- which tests ---------------------------------------------------------------------------------
 
 
 def measured(copy: Path, memo: Path) -> Reach:
@@ -189,7 +195,8 @@ def _read_reach(data: Any, said: str, copy: Path, memo: Path) -> Reach:
 
 
 def reaching(mutant: Mutant, reach: Reach) -> list[str]:
-    """The tests that reach the statement of a mutant, fastest first; of one outside all functions those of its file."""
+    """The tests that reach the statement of a mutant, fastest first; of one outside all functions
+    those of its file."""
     here, seconds = reach["lines"].get(mutant["file"], {}), reach["seconds"]
     low, high, inside = _statement(
         (ROOT / mutant["file"]).read_text(encoding="utf-8"), mutant["line"]
@@ -208,7 +215,8 @@ def quickest(tests: list[str], reach: Reach, most: float) -> list[str]:
 
 
 def _statement(code: str, line: int) -> tuple[int, int, bool]:
-    """First and last line of the statement (of a compound one, of its head), and whether it runs only when called."""
+    """First and last line of the statement (of a compound one, of its head), and whether it runs
+    only when called."""
     low, high, inside = line, line, False
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.stmt) or not node.lineno <= line <= (node.end_lineno or 0):
@@ -222,7 +230,7 @@ def _statement(code: str, line: int) -> tuple[int, int, bool]:
     return low, high, inside
 
 
-# ---- tried ------------------------------------------------------------------------------------------
+# ---- tried ---------------------------------------------------------------------------------------
 
 
 def tried(mutant: Mutant, tests: list[str], copy: Path, budget: float) -> Mutant:
@@ -364,7 +372,8 @@ def main() -> None:
                 f.write(json.dumps(mutant) + "\n")
                 f.flush()
                 print(
-                    f"{n}/{len(before)} {mutant['outcome']:9} {mutant['file']}:{mutant['line']} {mutant.get('is', '')}",
+                    f"{n}/{len(before)} {mutant['outcome']:9} {mutant['file']}:{mutant['line']} "
+                    f"{mutant.get('is', '')}",
                     flush=True,
                 )
     print(table(found))

@@ -1,10 +1,14 @@
-"""Every method of PEFT on the same few steps: does it beat its own start on held-out examples, and what does it cost?
+"""Every method of PEFT on the same few steps: does it beat its own start on held-out examples, and
+what does it cost?
 
-    python benchmarks/peft_methods.py answers DATA --steps 8        # SmolLM2-135M on questions and worked answers
-    python benchmarks/peft_methods.py classes --steps 60            # MiniLM on VADER's words, negative or positive
+    python benchmarks/peft_methods.py answers DATA --steps 8
+        SmolLM2-135M on questions and worked answers
+    python benchmarks/peft_methods.py classes --steps 60
+        MiniLM on VADER's words, negative or positive
 
-DATA is a file of {question, answer} rows: its last 24 are held out. Each method trains with its own defaults, in a process of its
-own. The fields are those of PEFT's method comparison: trained parameters, loss before and after, time, memory, file size.
+DATA is a file of {question, answer} rows: its last 24 are held out. Each method trains with its own
+defaults, in a process of its own. The fields are those of PEFT's method comparison: trained
+parameters, loss before and after, time, memory, file size.
 """
 
 from __future__ import annotations

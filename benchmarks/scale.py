@@ -1,8 +1,12 @@
-"""Transfer at the true shapes of Llama-3-8B and Qwen2.5-7B (random values, bf16), and the seeds' way beside it.
+"""Transfer at the true shapes of Llama-3-8B and Qwen2.5-7B (random values, bf16), and the seeds'
+way beside it.
 
-python benchmarks/scale.py write DIR [4]       both models' folders, 31 GB; or so many layers of each, .9 GB a layer
-python benchmarks/scale.py transfer DIR [4]    cross_lora, k = 320, of so many whole layers (or all), twice: seconds, peak memory
-python benchmarks/scale.py svd DIR [ROLE ...]  singular bases of layer 0 beside torch.linalg.svd; ROLE:default with square factors
+python benchmarks/scale.py write DIR [4]
+    both models' folders, 31 GB; or so many layers of each, .9 GB a layer
+python benchmarks/scale.py transfer DIR [4]
+    cross_lora, k = 320, of so many whole layers (or all), twice: seconds, peak memory
+python benchmarks/scale.py svd DIR [ROLE ...]
+    singular bases of layer 0 beside torch.linalg.svd; ROLE:default with square factors
 
 With --device cuda all of it is computed on a GPU.
 """
@@ -17,15 +21,16 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from paw.cli.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config
 from paw.models.adapters import Factors, write_adapter
 from paw.models.load import Runtime
 from paw.models.tensors import Weights, linear_shapes
 from paw.store import Input, Store
 from paw.text import markdown_table
-from paw.transfer import transfer as stage
+from paw.transfer.controls import transfer_named
 from paw.transfer.linalg import overlap, singular_basis
-from paw.transfer.modules import by_layer, proportional
+from paw.transfer.modules import by_layer
+from paw.transfer.transfer import STAGE, TransferStage
 
 K = 320
 MODELS = {  # hidden, neurons, layers, query heads, key-value heads, vocabulary
@@ -45,7 +50,8 @@ class Quiet:
 
 
 def write(root: Path, few: int | None, device: str) -> None:
-    """All layers, or the first few; those without the embeddings, which no method looks at that is measured here."""
+    """All layers, or the first few; those without the embeddings, which no method looks at that is
+    measured here."""
     for name, (d, ff, layers, heads, groups, vocabulary) in MODELS.items():
         folder, size = root / name, d // heads
         folder.mkdir(parents=True)
@@ -104,7 +110,6 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
             "transfer.controls=[]",
         ]
     ).transfer
-    depths = [len(stage.layers_of(root / name)) for name in MODELS]  # those that were written
     artifacts = root / f"artifacts_{layers or 'all'}"
     shutil.rmtree(artifacts, ignore_errors=True)
     inputs = {
@@ -112,13 +117,12 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
         "target": Input(root / "qwen25_7b", "t"),
         "adapter": Input(adapter(root, layers), "a"),
     }
-    config = stage.TransferStage(
-        transfer_named("cross_lora", like),
-        list(proportional(*depths)),
-        None,
-        Runtime("float32", device),
+    config = TransferStage(
+        transfer=transfer_named("cross_lora", like),
+        text=None,
+        runtime=Runtime("float32", device),
+        bases=str(artifacts / "bases"),
     )
-    config.bases = str(artifacts / "bases")
     before = psutil.Process().memory_info().rss / 2**30
     rows = [
         [
@@ -130,17 +134,18 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
         ]
     ]
     for run in ("first", "second, bases kept"):
-        done = Store(artifacts, ["transfer"]).run(stage.STAGE, config, inputs, Quiet())
+        done = Store(artifacts, ["transfer"]).run(STAGE, config, inputs, Quiet())
         cost = done.cost
         memory = [
             f"{cost[key] / 1024:.2f}"
             for key in ("ram_mib", *(["gpu_mib"] if device == "cuda" else []))
         ]
-        rows.append([run, str(done.result["target_modules"]), f"{cost['seconds']:.1f}", *memory])
+        rows.append([run, str(done.result.target_modules), f"{cost['seconds']:.1f}", *memory])
     kept = sum(f.stat().st_size for f in (artifacts / "bases").iterdir()) / 2**30
     print(markdown_table(rows))
     print(
-        f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, resident before {before:.2f} GiB"
+        f"ratio {float(rows[1][2]) / float(rows[2][2]):.1f}, bases on the disk {kept:.2f} GiB, "
+        f"resident before {before:.2f} GiB"
     )
 
 
@@ -152,7 +157,8 @@ def clock(device: str) -> float:
 
 
 def svd(root: Path, roles: list[str], device: str) -> None:
-    """`ROLE` beside the thin SVD, `ROLE:default` beside torch.linalg.svd as it is called without arguments (square factors)."""
+    """`ROLE` beside the thin SVD, `ROLE:default` beside torch.linalg.svd as it is called without
+    arguments (square factors)."""
     rows = [
         [
             "module",

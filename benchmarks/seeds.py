@@ -1,7 +1,10 @@
-"""Gap recovered by every transferred system of a sweep, a column a run: python benchmarks/seeds.py [--likelihood] SWEEP_DIR [SWEEP_DIR …]
+"""Gap recovered by every transferred system of a sweep, a column per run.
 
-With --likelihood by the gold answers' log-likelihood, which needs fewer questions than accuracy. Draws of a placebo are
-folded: mean (lowest to highest) in a run, over all runs under "mean". docs/methods.md has the commands that make the sweeps.
+python benchmarks/seeds.py [--likelihood] SWEEP_DIR [SWEEP_DIR …]
+
+With --likelihood by the gold answers' log-likelihood, which needs fewer questions than accuracy.
+Draws of a placebo are folded: mean (lowest to highest) in a run, over all runs under "mean".
+docs/methods.md has the commands that make the sweeps.
 """
 
 import json
@@ -67,9 +70,9 @@ def beaten(found: dict[str, System]) -> str:
     said = []
     for group, several in groups.items():
         above = sum(v["low"] > 0 and v["p_holm"] < 0.05 for v in several)
-        said.append(
-            f"{group.removeprefix('target + ')} {above}/{len(several)} (from {min(v['low'] for v in several):+.3f})"
-        )
+        lowest = min(v["low"] for v in several)
+        name = group.removeprefix("target + ")
+        said.append(f"{name} {above}/{len(several)} (from {lowest:+.3f})")
     return f"{first['system']} is above " + ", ".join(said) if said else ""
 
 

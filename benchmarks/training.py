@@ -1,15 +1,17 @@
-"""paw beside TRL's SFTTrainer and the plain Trainer with PEFT: the same model, examples, LoRA and precision, turn about.
+"""paw beside TRL's SFTTrainer and the plain Trainer with PEFT: the same model, examples, LoRA and
+precision, turn about.
 
     python benchmarks/training.py DATA.jsonl[.gz] --model smollm2_135m --steps 10 --rounds 3
     python benchmarks/training.py DATA --device cuda --dtype bfloat16
 
-DATA has rows of {question, answer}; a folder is looked into for gsm8k/train.jsonl[.gz], else GSM8K is
-fetched from the hub. Each contender trains in a process of its own, one at a time, in every round; a step is 8
-examples, in the same order for all but TRL's packing, which chooses its own. Printed are tokens a second (real ones, without the
-first step, the median of the rounds), the ratio to paw in the same round, the largest difference of a step's loss, and
-the peak of resident memory, or on a GPU of what torch takes there. Without --micro TRL computes what was fastest on two
-cores, two examples at a time, and on a GPU the whole step at once; there it packs a step into one row, too. The packages
-trl and datasets are needed.
+DATA has rows of {question, answer}; a folder is looked into for gsm8k/train.jsonl[.gz], else GSM8K
+is fetched from the hub. Each contender trains in a process of its own, one at a time, in every
+round; a step is 8 examples, in the same order for all but TRL's packing, which chooses its own.
+Printed are tokens a second (real ones, without the first step, the median of the rounds), the ratio
+to paw in the same round, the largest difference of a step's loss, and the peak of resident memory,
+or on a GPU of what torch takes there. Without --micro TRL computes what was fastest on two cores,
+two examples at a time, and on a GPU the whole step at once; there it packs a step into one row,
+too. The packages trl and datasets are needed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ BATCH, LR, R, ALPHA = 8, 2e-4, 16, 32
 
 
 def peers(device: str, micro: int | None) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By name: which trainer, and what is set for it: what was fastest on two cores; on a GPU as much at once as there is."""
+    """By name: which trainer, and what is set for it: what was fastest on two cores; on a GPU as
+    much at once as there is."""
     micro = micro or (2 if device == "cpu" else BATCH)
     packed = (
         ("TRL, packed in rows of 512", {"row_len": 512})
@@ -252,8 +255,10 @@ def main() -> None:
             ]
         )
     tokens = sum(runs["paw"][0]["tokens"])
-    said = f"{asked.model}, {asked.dtype} on {asked.device}, {asked.steps} steps of {BATCH} examples, {tokens} tokens"
-    print(f"{said}, {asked.rounds} rounds\n\n{markdown_table(table)}")
+    said = (
+        f"{asked.model}, {asked.dtype} on {asked.device}, {asked.steps} steps of {BATCH} examples"
+    )
+    print(f"{said}, {tokens} tokens, {asked.rounds} rounds\n\n{markdown_table(table)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Two peers that train LoRA, each in a process of its own: python training_peers.py trl|hf SPEC.json OUT.json
+"""Two peers that train LoRA, each in a process of its own:
 
-benchmarks/training.py starts them. TRL's settings are the fastest that were found for it on two cores: single examples
-accumulated where a step must see the same examples as the others, rows of 512 tokens where it may pack; no gradient
-checkpointing, which it turns on by default, and bfloat16 (its default, on CPUs too) only where it is asked for.
+    python training_peers.py trl|hf SPEC.json OUT.json
 
-SPEC: model, rows [[ids, start], ...], batch, steps, lr, r, alpha, dropout, seed, device (cpu or cuda), dtype.
-Optional: trl_mode ("same_batches" | "packed"), micro_batch (examples per forward), row_len (packed only),
-attn, overrides (any further SFTConfig / TrainingArguments arguments).
+benchmarks/training.py starts them. TRL's settings are the fastest that were found for it on two
+cores: single examples accumulated where a step must see the same examples as the others, rows of
+512 tokens where it may pack; no gradient checkpointing, which it turns on by default, and bfloat16
+(its default, on CPUs too) only where it is asked for.
+
+SPEC: model, rows [[ids, start], ...], batch, steps, lr, r, alpha, dropout, seed, device (cpu or
+cuda), dtype. Optional: trl_mode ("same_batches" | "packed"), micro_batch (examples per forward),
+row_len (packed only), attn, overrides (any further SFTConfig / TrainingArguments arguments).
 """
 
 import os
@@ -120,7 +123,8 @@ def common(spec: Spec, micro: int) -> dict[str, Any]:
 
 
 def parts(spec: Spec) -> tuple[Any, Any, LoraConfig, Dataset]:
-    # Frozen weights in the precision asked for, as paw has them; PEFT keeps its factors in float32, and autocast does the rest.
+    # Frozen weights in the precision asked for, as paw has them; PEFT keeps its factors in float32,
+    # and autocast does the rest.
     dtype = getattr(torch, spec["dtype"])
     model = AutoModelForCausalLM.from_pretrained(
         spec["model"], dtype=dtype, attn_implementation=spec.get("attn", "sdpa")
@@ -173,15 +177,17 @@ def run_trl(spec: Spec, meter: Meter) -> tuple[Trainer, dict[str, Any]]:
         accumulate = max(1, round(step_tokens / length))
         extra: dict[str, Any] = {
             "packing": True,
-            "packing_strategy": "bfd",  # whole examples; "wrapped" cuts them and attends across them
+            # whole examples; "wrapped" cuts them and attends across them
+            "packing_strategy": "bfd",
             "max_length": length,
             "gradient_accumulation_steps": accumulate,
         }
         micro = 1
     else:
-        # One example per forward, accumulated to the batch: nothing is padded, the mask drops out (so SDPA takes its
-        # causal path), and TRL still divides by the label tokens of the whole step, so the loss is the batch's own.
-        # TRL scores every position against the vocabulary on CPU, so padding is what costs it most there.
+        # One example per forward, accumulated to the batch: nothing is padded, the mask drops out
+        # (so SDPA takes its causal path), and TRL still divides by the label tokens of the whole
+        # step, so the loss is the batch's own. TRL scores every position against the vocabulary on
+        # CPU, so padding is what costs it most there.
         micro = spec.get("micro_batch", 1)
         extra = {"max_length": None}
     chosen = common(spec, micro) | extra | spec.get("overrides", {})

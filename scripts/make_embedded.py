@@ -1,14 +1,16 @@
-"""Makes everything in src/paw/embedded: two small bases of different families and the questions they are asked.
+"""Makes everything in src/paw/embedded: two small bases of different families and the questions
+they are asked.
 
     python scripts/make_embedded.py facts      # questions and calibration text, seconds
     python scripts/make_embedded.py llama      # about 10 minutes on one core
     python scripts/make_embedded.py qwen2      # about 15 minutes on one core
 
-The world is small enough to be known completely: 96 entities × 4 attributes × 8 values, told truly, as rumour, or
-untagged (mostly the rumour). A base pretrained on it *knows* every fact (asked "truth : …" it answers right) yet answers
-untagged questions mostly with the rumour: a real gap for an adapter to close. The adapter is trained on some entities and
-tested on others, so that closing the gap means eliciting what the base knows, not storing answers.
-Entities are several tokens each: as single tokens of a word-level vocabulary the same model knew only .30 of the facts.
+The world is small enough to be known completely: 96 entities × 4 attributes × 8 values, told truly,
+as rumour, or untagged (mostly the rumour). A base pretrained on it *knows* every fact (asked
+"truth : …" it answers right) yet answers untagged questions mostly with the rumour: a real gap for
+an adapter to close. The adapter is trained on some entities and tested on others, so that closing
+the gap means eliciting what the base knows, not storing answers. Entities are several tokens each:
+as single tokens of a word-level vocabulary the same model knew only .30 of the facts.
 """
 
 import json
@@ -96,7 +98,8 @@ def make_facts(world: World) -> None:
                     "answer": labels[VALUES[a].index(world.truth[e, a])],
                 }
                 f.write(json.dumps(row) + "\n")
-    # Calibration text carries no labels: documents as in pretraining, and prompts without their answers.
+    # Calibration text carries no labels: documents as in pretraining, and prompts without their
+    # answers.
     rng = random.Random(5)
     everything = [q for split in SPLITS for q in world.questions(split)]
     lines = [world.document(rng) for _ in range(600)] + [
@@ -198,7 +201,8 @@ def make_base(family: str, world: World) -> None:
     model.save_pretrained(OUT / f"tiny_{family}")
     tok.save_pretrained(OUT / f"tiny_{family}")
     print(
-        f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, vocabulary {len(tok)}",
+        f"{family}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
+        f"vocabulary {len(tok)}",
         flush=True,
     )
 

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from paw.graph import Step
 from paw.paths import embedded
+from paw.store import Artifact, Holder
 
 ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
 Launch = Callable[..., object]
 
-# Many tests ask for float32's digits, on a GPU too, where `hardware=auto` would choose 16 bits: tests of those say so.
+# Many tests ask for float32's digits, on a GPU too, where `hardware=auto` would choose 16 bits:
+# tests of those say so.
 PRECISION = "hardware.precision=float32"
 
 # A small real training: enough steps to reach the answers, no controls.
@@ -28,7 +31,8 @@ QUICK = ["experiment=demo", "transfer.controls=[]"]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test may reach for the network, and none may find a key or a folder of this machine's user."""
+    """No test may reach for the network, and none may find a key or a folder of this machine's
+    user."""
     for name in ("PAW_MODELS_DIR", "PAW_DATA_DIR", "SWANLAB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
@@ -60,7 +64,8 @@ def paw(tmp_path: Path) -> Paw:
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
-    """`launch("train.lr=1")`: the same task in this process, which has imported everything already, in an empty folder."""
+    """`launch("train.lr=1")`: the same task in this process, which has imported everything already,
+    in an empty folder."""
     from paw.cli.compose import compose_config
     from paw.tasks import dispatch
 
@@ -85,15 +90,25 @@ def tiny_qwen2() -> Path:
 
 
 class Silent:
-    """A Watch that keeps what it is told."""
+    """A Watch that keeps what it is told; and what an execution tells of its steps."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
     def progress(self, done: int, total: int, note: str = "") -> None: ...
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def start(self, step: str) -> None: ...
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def finished(self, step: Step, made: Artifact, number: int, of: int) -> None:
+        self.said.append(f"{number}/{of} {'reused' if made.reused else 'computed'} {step.name}")
+
+    def failed(self, step: Step, error: Exception) -> None:
+        self.said.append(f"failed {step.name}: {error}")
+
+    def waiting(self, step: Step, holder: Holder) -> None:
+        self.said.append(f"waiting {step.name}")
 
 
 @pytest.fixture

@@ -297,17 +297,18 @@ def _files(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lightning(patch: pytest.MonkeyPatch) -> None:
-    """paw asks Lightning for a GPU or else the CPU, which gives way where the plan says so."""
-    import pytorch_lightning as pl
+    """paw asks Lightning for a GPU or else the CPU, which gives way where the runtime says so."""
+    from lightning_fabric.accelerators import CPUAccelerator
+    from lightning_fabric.strategies import SingleDeviceStrategy
 
-    from paw.training import fit
+    from paw.training import devices
 
-    strategy = fit._strategy
+    strategy = devices._strategy
 
-    def there(plan: Any, model: Any) -> Any:
-        if plan.runtime.device != DEVICE:
-            return strategy(plan, model)
-        return pl.strategies.SingleDeviceStrategy(torch.device(DEVICE, 0))
+    def there(runtime: Any, *more: Any) -> Any:
+        if runtime.device != DEVICE:
+            return strategy(runtime, *more)
+        return SingleDeviceStrategy(torch.device(DEVICE, 0))
 
-    patch.setattr(fit, "_strategy", there)
-    patch.setattr(pl.accelerators.CPUAccelerator, "setup_device", lambda self, device: None)
+    patch.setattr(devices, "_strategy", there)
+    patch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)

@@ -2,8 +2,9 @@
 
     python tests/stage_defaults.py      writes stage_defaults.json anew
 
-A key leaves out fields at their default, so that a new field keeps old results valid. A default that is changed would give
-the new meaning the old key, and an artifact of the old one would be reused: the stage's version must be raised with it.
+A key leaves out fields at their default, so that a new field keeps old results valid. A default
+that is changed would give the new meaning the old key, and an artifact of the old one would be
+reused: the stage's version must be raised with it.
 """
 
 from __future__ import annotations
@@ -14,19 +15,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from paw.cli.schema import register, stages
+from paw.store import Stage
+
 FILE = Path(__file__).with_suffix(".json")
-STAGES = {
-    "paw.data.encode": {"STAGE": "EncodeStage"},
-    "paw.training.train": {"STAGE": "TrainStage"},
-    "paw.training.prefer": {"STAGE": "PreferStage"},
-    "paw.evaluation.evaluate": {"STAGE": "EvaluateStage"},
-    "paw.transfer.match": {"STAGE": "MatchStage"},
-    "paw.transfer.calibrate": {"STAGE": "CalibrateStage"},
-    "paw.transfer.transfer": {"STAGE": "TransferStage"},
-    "paw.transfer.spoil": {"STAGE": "SpoilStage"},
-    "paw.export.merge": {"STAGE": "MergeStage"},
-    "paw.export.compress": {"STAGE": "CompressStage"},
-}
+
+
+def declared() -> list[Stage[Any]]:
+    """Every stage, from the file of its name."""
+    register()  # imports the methods, whose schemas are subclasses
+    return [import_module(m).STAGE for m in stages().values() if m.startswith("paw.")]
 
 
 def defaults(kind: Any, path: str) -> dict[str, Any]:
@@ -48,18 +46,14 @@ def defaults(kind: Any, path: str) -> dict[str, Any]:
 
 
 def subclasses(kind: type) -> list[type]:
-    return [deeper for sub in kind.__subclasses__() for deeper in (sub, *subclasses(sub))]
+    """Of paw: a test may have imported a plugin's."""
+    own = [sub for sub in kind.__subclasses__() if sub.__module__.startswith("paw.")]
+    return [deeper for sub in own for deeper in (sub, *subclasses(sub))]
 
 
 def now() -> dict[str, dict[str, Any]]:
     """As the code stands, by `stage version`."""
-    found = {}
-    for module, stages in STAGES.items():
-        for name, config in stages.items():
-            stage = getattr(import_module(module), name)
-            found[f"{stage.name} {stage.version}"] = defaults(
-                getattr(import_module(module), config), stage.name
-            )
+    found = {f"{s.name} {s.version}": defaults(s.config, s.name) for s in declared()}
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 

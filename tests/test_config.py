@@ -1,4 +1,5 @@
-"""Every configuration composes and is typed; the card's command lines mean what they say; wrong ones are one line."""
+"""Every configuration composes and is typed; the card's command lines mean what they say; wrong
+ones are one line."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from conftest import Paw
-from paw.cli.compose import compose_config, groups, transfer_named
+from paw.cli.compose import compose_config, groups
 from paw.errors import ConfigError
 from paw.paths import conf_dir
-from paw.transfer.config import PlaceboConfig, RidgeConfig
+from paw.transfer.config import PlaceboConfig
+from paw.transfer.controls import transfer_named
+from paw.transfer.methods.ridge import RidgeConfig
 
 CHOICES = [f"{group}={choice}" for group, choices in groups().items() for choice in choices]
 
@@ -128,14 +131,12 @@ def test_a_control_keeps_its_own_defaults_and_shares_the_rest() -> None:
 
 
 def test_standard_controls_are_the_placebos_that_a_method_can_have() -> None:
-    assert compose_config(["transfer.controls=standard"]).transfer.controls == [
-        "random",
-        "shuffled",
-        "negated",
-    ]
-    assert compose_config(
-        ["transfer=cross_lora", "transfer.controls=standard"]
-    ).transfer.controls == ["random", "negated", "sign_random"]
+    def controls(*ask: str) -> list[str]:
+        return compose_config([*ask, "transfer.controls=standard"]).transfer.controls  # type: ignore[no-any-return]
+
+    assert controls() == ["negated", "random", "shuffled"]
+    assert controls("transfer=cross_lora") == ["negated", "random", "sign_random"]
+    assert controls("transfer=embedding") == ["negated", "random"]
     shuffled = transfer_named("shuffled", compose_config(["transfer=shift"]).transfer)
     assert (shuffled.reference, shuffled.evidence) == ("shift", "models")  # type: ignore[attr-defined]
 
@@ -226,8 +227,8 @@ WRONG = [
     ("transfer.keep_top=0", "transfer.keep_top"),
     ("transfer.draws=0", "transfer.draws"),
     ("transfer.workers=0", "transfer.workers"),
-    ("dataset.kind=arcs", "arc"),
-    ("models=[llama9]", "llama3_8b"),
+    ("dataset.kind=winogrand", "winogrande"),
+    ("task=evaluate models=[llama9]", "llama3_8b"),
     ("adapters=[x]", "adapters"),
     ("force=[trian]", "train"),
     ("seed=1.5", "seed"),

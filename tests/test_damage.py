@@ -11,11 +11,9 @@ import torch
 
 from conftest import Silent
 from paw.errors import StageError
-from paw.store import Artifact, Input, Stage, Store
+from paw.store import Artifact, Context, Input, Stage, Store
 from paw.store.fingerprint import stamp
 from paw.transfer.bases import Bases
-
-STAGE = Stage("work", "1", "test_damage:work")
 
 
 @dataclass
@@ -23,10 +21,18 @@ class Config:
     size: int = 1000
 
 
-def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) -> dict[str, float]:
+@dataclass(frozen=True)
+class Result:
+    accuracy: float
+
+
+STAGE = Stage("work", "1", "test_damage:work", config=Config, result=Result)
+
+
+def work(config: Config, inputs: Mapping[str, Input], out: Path, context: Context) -> Result:
     (out / "weights.safetensors").write_bytes(bytes(range(250)) * (config.size // 250))
     (out / "report.png").write_bytes(b"a picture, which no later stage reads")
-    return {"accuracy": 0.5}
+    return Result(accuracy=0.5)
 
 
 def flip(file: Path, at: int = 7) -> None:
@@ -72,7 +78,7 @@ def test_a_number_changed_in_a_manifest_is_seen(tmp_path: Path, watch: Silent) -
     manifest.write_text(manifest.read_text().replace('"accuracy": 0.5', '"accuracy": 0.9'))
     again = go(tmp_path, watch)
     assert not again.reused
-    assert again.result == {"accuracy": 0.5}
+    assert again.result == Result(accuracy=0.5)
     assert "damaged (stage.json)" in watch.said[0]
 
 

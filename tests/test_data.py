@@ -1,9 +1,11 @@
-"""Hub rows become what the harness would score; broken files are named by line; tokens are cut where the context ends."""
+"""Splits are found, broken files are named by line, tokens are cut where the context ends."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from paw.cli.compose import compose_config
 from paw.data import encode as tokens
 from paw.data.config import DatasetConfig
 from paw.data.example import Example
-from paw.data.kinds import kind_named
 from paw.data.load import examples, sample, split_file
 from paw.data.tokenise import encode
 from paw.errors import DataError
@@ -23,134 +24,6 @@ from paw.paths import embedded
 from paw.store import Input
 
 ROW = {"id": "a", "question": "Why?", "choices": ["yes", "no"], "labels": ["A", "B"], "answer": "B"}
-
-
-def rendered(dataset: str, row: dict[str, Any]) -> Example:
-    config = compose_config([f"dataset={dataset}"]).dataset
-    kind = kind_named(config.kind)
-    return kind.render({"id": "x", **kind.normalise(row)}, config)
-
-
-def test_arc_as_the_harness_words_it() -> None:
-    row = {
-        "id": "q",
-        "question": "Why?",
-        "choices": {"text": ["yes", "no"], "label": ["1", "2"]},
-        "answerKey": "2",
-    }
-    assert rendered("arc_easy", row) == Example(
-        "q", ("Question: Why?\nAnswer:",) * 2, (" yes", " no"), 1
-    )
-
-
-def test_piqa() -> None:
-    found = rendered("piqa", {"goal": "Open it", "sol1": "pull", "sol2": "push", "label": 1})
-    assert found == Example("x", ("Question: Open it\nAnswer:",) * 2, (" pull", " push"), 1)
-
-
-def test_hellaswag_is_cleaned_once() -> None:
-    row = {
-        "activity_label": "Cooking",
-        "ctx_a": "A man [x]stirs.",
-        "ctx_b": "he",
-        "endings": ["eats [title] Then [step] rests  ."],
-        "label": "0",
-    }
-    found = rendered("hellaswag", row)
-    assert found.contexts == ("Cooking: A man stirs. He",)
-    assert "[" not in found.continuations[0]
-
-
-def test_winogrande_scores_the_rest_of_the_sentence() -> None:
-    row = {
-        "sentence": "Ann thanked Eve because _ helped her.",
-        "option1": "Ann",
-        "option2": "Eve",
-        "answer": "2",
-    }
-    found = rendered("winogrande", row)
-    assert found.contexts == ("Ann thanked Eve because Ann", "Ann thanked Eve because Eve")
-    assert found.continuations == (" helped her.",) * 2
-    assert found.gold == 1
-
-
-@pytest.mark.parametrize(
-    ("dataset", "row", "context", "gold"),
-    [
-        (
-            "mrpc",
-            {"idx": 1, "sentence1": "a", "sentence2": "b", "label": 1},
-            "Sentence 1: a\nSentence 2: b\nQuestion: Do both",
-            " yes",
-        ),
-        (
-            "qqp",
-            {"idx": 1, "question1": "a", "question2": "b", "label": 0},
-            "Question 1: a\nQuestion 2: b\nQuestion: Do both",
-            " no",
-        ),
-        (
-            "sst2",
-            {"idx": 1, "sentence": "fine ", "label": 1},
-            "fine\nQuestion: Is this",
-            " positive",
-        ),
-        (
-            "boolq",
-            {"passage": "P -- p.", "question": "is it", "answer": True},
-            "P -- p.\nQuestion: is it?\nAnswer:",
-            " yes",
-        ),
-        (
-            "boolq",
-            {"passage": "p", "question": "is it", "label": 0},
-            "p\nQuestion: is it?\nAnswer:",
-            " no",
-        ),
-        (
-            "openbookqa",
-            {
-                "id": "1",
-                "question_stem": "Fire is",
-                "choices": {"text": ["hot", "wet"], "label": ["A", "B"]},
-                "answerKey": "A ",
-            },
-            "Fire is",
-            " hot",
-        ),
-        (
-            "social_iqa",
-            {
-                "context": "Al ran.",
-                "question": "Why?",
-                "answerA": "a",
-                "answerB": "b",
-                "answerC": "c",
-                "label": "3\n",
-            },
-            "Q: Al ran. Why?\nA:",
-            " c",
-        ),
-        ("gsm8k", {"question": "1+1?", "answer": "2"}, "Question: 1+1?\nAnswer:", " 2"),
-        ("metamath_qa", {"query": "1+1?", "response": "2"}, "Question: 1+1?\nAnswer:", " 2"),
-        (
-            "code_feedback",
-            {
-                "id": 7,
-                "messages": [
-                    {"role": r, "content": c}
-                    for r, c in (("user", "q"), ("assistant", "a"), ("user", "q2"))
-                ],
-            },
-            "q\n",
-            " a",
-        ),
-    ],
-)
-def test_the_other_kinds(dataset: str, row: dict[str, Any], context: str, gold: str) -> None:
-    found = rendered(dataset, row)
-    assert found.contexts[0].startswith(context)
-    assert found.continuations[found.gold] == gold
 
 
 def test_the_hub_is_read_from_a_folder_in_its_layout(
@@ -172,11 +45,10 @@ def test_the_hub_is_read_from_a_folder_in_its_layout(
     datasets.Dataset.from_list(rows).to_parquet(
         str(tmp_path / "ai2_arc" / "ARC-Easy" / "test-00000-of-00001.parquet")
     )
-    card = "---\nconfigs:\n- config_name: ARC-Easy\n  data_files:\n  - split: test\n    path: ARC-Easy/test-*\n---\n"
+    files = "  data_files:\n  - split: test\n    path: ARC-Easy/test-*\n"
+    card = f"---\nconfigs:\n- config_name: ARC-Easy\n{files}---\n"
     (tmp_path / "ai2_arc" / "README.md").write_text(card)
-    config = DatasetConfig(
-        name="arc_easy", kind="arc", hub=str(tmp_path / "ai2_arc"), subset="ARC-Easy"
-    )
+    config = compose_config(["dataset=arc_easy", f"dataset.hub={tmp_path / 'ai2_arc'}"]).dataset
     file = split_file(config, "test", None, Silent())
     assert [e.id for e in examples(file, config, "test")] == ["0", "1", "2"]
     with pytest.raises(DataError, match="train"):
@@ -186,7 +58,7 @@ def test_the_hub_is_read_from_a_folder_in_its_layout(
 def test_a_local_folder_comes_before_the_hub(tmp_path: Path) -> None:
     (tmp_path / "arc_easy").mkdir()
     (tmp_path / "arc_easy" / "test.jsonl").write_text(json.dumps(ROW) + "\n")
-    config = DatasetConfig(name="arc_easy", kind="arc", hub="allenai/ai2_arc")
+    config = DatasetConfig(name="arc_easy", hub="allenai/ai2_arc")
     assert split_file(config, "test", str(tmp_path), Silent()).parent.name == "arc_easy"
     with pytest.raises(DataError, match=r"has no split 'train'.*test\.jsonl"):
         split_file(config, "train", str(tmp_path), Silent())
@@ -307,60 +179,6 @@ def test_the_embedded_questions_share_no_entity_between_splits() -> None:
     assert not entities["train"] & entities["validation"]
 
 
-# GLUE's tasks with rows as the hub has them: the prompt in the harness's words, and what an encoder reads.
-GLUE = {
-    "mrpc": (
-        {"sentence1": "A b.", "sentence2": "C d.", "label": 1, "idx": 3},
-        ("A b.", "C d."),
-        " yes",
-    ),
-    "qqp": ({"question1": "A?", "question2": "B?", "label": 0, "idx": 3}, ("A?", "B?"), " no"),
-    "sst2": ({"sentence": "fine film ", "label": 1, "idx": 3}, ("fine film",), " positive"),
-    "cola": ({"sentence": "Him goes.", "label": 0, "idx": 3}, ("Him goes.",), " no"),
-    "rte": (
-        {"sentence1": "A b.", "sentence2": "C d.", "label": 0, "idx": 3},
-        ("A b.", "C d."),
-        " True",
-    ),
-    "qnli": (
-        {"question": "Who?", "sentence": "He did.", "label": 0, "idx": 3},
-        ("Who?", "He did."),
-        " yes",
-    ),
-    "mnli": (
-        {"premise": "A b.", "hypothesis": "C d.", "label": 1, "idx": 3},
-        ("A b.", "C d."),
-        " Neither",
-    ),
-    "stsb": (
-        {"sentence1": "A b.", "sentence2": "C d.", "label": 3.8, "idx": 3},
-        ("A b.", "C d."),
-        None,
-    ),
-}
-
-
-@pytest.mark.parametrize("task", GLUE)
-def test_glue_is_prompts_and_classes(task: str, tmp_path: Path) -> None:
-    row, texts, said = GLUE[task]
-    file = tmp_path / "validation.jsonl"
-    file.write_text(json.dumps(row) + "\n")
-    config = compose_config([f"dataset={task}", "task=train"]).dataset
-    classified = examples(file, config, "validation", "classify")[0]
-    assert classified.texts == texts
-    if said is None:
-        assert (classified.value, classified.continuations) == (3.8, ("value",))
-        return
-    asked = examples(file, config, "validation")[0]
-    assert asked.continuations[asked.gold] == said
-    assert all(text in str(asked.contexts[0]) for text in texts)
-    assert (classified.gold, len(classified.continuations)) == (
-        row["label"],
-        3 if task == "mnli" else 2,
-    )
-    assert classified.continuations[classified.gold] == said.strip()
-
-
 def test_a_classifier_needs_the_same_classes_in_every_row(tmp_path: Path) -> None:
     file = tmp_path / "test.jsonl"
     rows = [
@@ -426,12 +244,14 @@ def test_closed_answers_end_with_the_end_token() -> None:
 
 def test_rows_come_back_as_they_were_encoded(tmp_path: Path, watch: Any) -> None:
     config = compose_config(["dataset=facts"])
-    stage = tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=16)
+    stage = tokens.EncodeStage(
+        dataset=config.dataset, split="train", form="likelihood", max_length=16
+    )
     inputs = {
         "data": Input(embedded("facts") / "train.jsonl", "d"),
         "tokenizer": Input(embedded("tiny_llama"), "t"),
     }
-    result = tokens.tokens(stage, inputs, tmp_path, watch)
+    result = tokens.encode(stage, inputs, tmp_path, watch)
     found = examples(embedded("facts") / "train.jsonl", config.dataset, "train")
     plain = encode(
         load_tokenizer(embedded("tiny_llama")),
@@ -444,12 +264,24 @@ def test_rows_come_back_as_they_were_encoded(tmp_path: Path, watch: Any) -> None
     assert [(rows[i].ids, rows[i].start) for i in range(len(rows))] == [
         (r.ids, r.start) for r in short
     ]
-    assert result["left_out"] == {"more than 16 tokens": len(plain) - len(short)}
+    assert result.left_out == {"more than 16 tokens": len(plain) - len(short)}
     assert "left out" in watch.said[0]
     with pytest.raises(DataError, match=r"all 128 examples are longer than 3 tokens"):
-        tokens.tokens(
-            tokens.EncodeStage(config.dataset, "train", "likelihood", max_length=3),
-            inputs,
-            tmp_path,
-            watch,
-        )
+        tokens.encode(replace(stage, max_length=3), inputs, tmp_path, watch)
+
+
+def test_an_example_has_the_places_that_virtual_tokens_leave(tmp_path: Path, watch: Any) -> None:
+    """What the model has room for is known by its own files."""
+    folder = tmp_path / "model"
+    shutil.copytree(embedded("tiny_llama"), folder)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 20}
+    (folder / "config.json").write_text(json.dumps(config))
+    dataset = compose_config(["dataset=facts"]).dataset
+    inputs = {
+        "data": Input(embedded("facts") / "train.jsonl", "d"),
+        "tokenizer": Input(folder, "t"),
+    }
+    stage = tokens.EncodeStage(dataset=dataset, split="train", form="likelihood")
+    assert 16 < tokens.encode(stage, inputs, tmp_path, watch).longest <= 20
+    stage = replace(stage, virtual=4)
+    assert tokens.encode(stage, inputs, tmp_path, watch).longest == 16

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +31,39 @@ from transformers import (
 )
 
 from conftest import Silent
-from paw.cli.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config
 from paw.data import encode as tokens
 from paw.data.tokenise import Encoded
 from paw.evaluation import classify
+from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Engine
+from paw.evaluation.model import Model
 from paw.evaluation.plan import plan_writing
 from paw.export import merge as merging
 from paw.models.adapters import read_adapter
-from paw.models.load import Runtime, load_classifier, load_model, load_tokenizer
+from paw.models.load import (
+    Runtime,
+    load_classifier,
+    load_model,
+    load_tokenizer,
+    resolve_runtime,
+)
 from paw.paths import embedded
 from paw.store import Input
-from paw.tasks import dispatch, stages
+from paw.tasks import dispatch
 from paw.training import adapters, fit, packing
-from paw.training.module import CHECKPOINT, CURVE, LAST, curve
+from paw.training.files import LAST, held_steps
+from paw.training.history import CURVE, curve
 from paw.transfer import calibrate, linalg
-from paw.transfer import match as layers
+from paw.transfer import match as matching
 from paw.transfer import transfer as transferring
 from paw.transfer.bases import Bases
+from paw.transfer.controls import transfer_named
+from paw.transfer.evidence import MOMENTS
+from paw.transfer.model_pair import TextConfig
 from pretend import DEVICE, Backend, pretending
 from test_engine import job, made, packed
-from test_transfer import random_adapter
+from test_transfer import TEXT, matched_as, random_adapter
 
 CPU, THERE = Runtime("float32"), Runtime("float32", DEVICE)
 BOTH = (THERE, CPU)
@@ -179,11 +195,35 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few rows of the embedded data, with labels that say nothing."""
     out = tmp_path_factory.mktemp("rows")
     dataset = compose_config(["dataset=facts"]).dataset
-    config = tokens.EncodeStage(dataset, "train", "likelihood", limit=8)
+    config = tokens.EncodeStage(dataset=dataset, split="train", form="likelihood", limit=8)
     data = Input(embedded("facts") / "train.jsonl", "data")
-    tokens.tokens(config, {"data": data, "tokenizer": LLAMA}, out, Silent())
+    tokens.encode(config, {"data": data, "tokenizer": LLAMA}, out, Silent())
     np.save(out / tokens.LABELS, np.arange(8, dtype=np.float32) % 2)
     return out
+
+
+def classed(rows: Path, classes: tuple[str, ...] | None, folder: Path) -> Path:
+    """The same rows, whose labels are classes of these names; or values."""
+    out = Path(shutil.copytree(rows, folder / "classed"))
+    (out / tokens.ABOUT).write_text(json.dumps({"classes": classes and list(classes)}))
+    return out
+
+
+@contextmanager
+def training_on(device: str) -> Iterator[list[int]]:
+    """The steps that are made inside, each with the model and its moments on the device."""
+    own, made = fit.Training._step, list[int]()
+
+    def step(self: fit.Training, batch: Any) -> None:
+        made.append(self.history.step)
+        own(self, batch)
+        moments = [state["exp_avg"] for state in self.optimizer.state.values()]
+        assert moments
+        assert {x.device.type for x in [*self.model.parameters(), *moments]} == {device}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit.Training, "_step", step)
+        yield made
 
 
 def trained(
@@ -193,17 +233,17 @@ def trained(
     ask: list[str],
     **more: Any,
 ) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """A training that, once done, does its last step again from its checkpoint.
+    """A training that, once done, does its last step again from the checkpoint it leaves.
 
     Returns:
         Its losses, its adapter, and what it says of itself.
     """
-    steps = ["train.max_steps=3", "train.val_every=2", "train.lr=1e-2"]
-    c = compose_config(["task=train", "model@source=tiny_llama", *ask, *steps])
+    how = ["train.max_steps=3", "train.val_every=2", "train.lr=1e-2"]
+    c = compose_config(["task=train", "model@source=tiny_llama", *ask, *how])
     folder.mkdir(parents=True)
     plan = fit.Plan(
         model=LLAMA.path,
-        name=None,
+        name="tiny_llama",
         trust_remote_code=False,
         runtime=runtime,
         adapter=c.adapter,
@@ -211,19 +251,19 @@ def trained(
         rows=rows,
         val_rows=rows,
         classify=False,
-        classes=None,
         steps=3,
         accumulate=2,
         gradient_checkpointing=False,
         folder=folder,
-        checkpoint=None,
-        done=0,
     )
     plan = replace(plan, **more)
-    fit.fit(plan, Silent())
-    fit.fit(replace(plan, checkpoint=folder / CHECKPOINT, done=2), Silent())
+    with training_on(runtime.device) as steps:
+        fit.fit(plan, Silent())
+        assert held_steps(folder) == 2
+        fit.fit(plan, Silent())
+    assert steps == [0, 1, 2, 2]
     adapter = load_file(folder / LAST / "adapter_model.safetensors")
-    return curve(folder / CURVE), adapter, json.loads((folder / fit.FACTS).read_text())
+    return curve(folder / CURVE), adapter, json.loads((folder / fit.RESULT).read_text())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -244,7 +284,9 @@ def test_a_prefix_starts_from_a_text() -> None:
 
     def started(runtime: Runtime) -> torch.Tensor:
         base = load_model(LLAMA.path, runtime)
-        setting = adapters.Setting(base, "tiny_llama", "CAUSAL_LM", 3, (), HEAD)
+        setting = adapters.Setting(
+            model=base, name="tiny_llama", task_type="CAUSAL_LM", steps=3, text=HEAD
+        )
         model = peft.get_peft_model(base, method.config(chosen, setting))
         method.prepare(model, setting)
         return model.prompt_encoder["default"].embedding.weight.detach()
@@ -261,19 +303,31 @@ def test_a_head_is_trained_and_says_the_same(
     tmp_path: Path,
 ) -> None:
     ask = ["adapter=lora", FEW, "evaluate.mode=classify"]
-    head: dict[str, Any] = {"classify": True, "classes": classes}
-    there, here = both(lambda r: trained(r, facts, tmp_path / r.device, ask, **head))
+    data = classed(facts, classes, tmp_path)
+    there, here = both(lambda r: trained(r, data, tmp_path / r.device, ask, classify=True))
     (losses, adapter, _), (expected, wanted, _) = there, here
     assert any("score" in name for name in wanted)
     assert close(losses["loss"], expected["loss"])
     assert same(adapter, wanted)
 
-    rows, own = list(tokens.Rows(facts)), Input(tmp_path / "cpu" / LAST, "adapter")
-    there, here = both(lambda r: list(classify.outputs(rows, LLAMA, own, classes, r, False, 99)))
-    assert sum(len(places) for places, _ in here) == len(rows)
-    for (places, outputs), (wanted_places, wanted_outputs) in zip(there, here, strict=True):
-        assert places == wanted_places
-        assert close(outputs, wanted_outputs)
+    rows, own = list(tokens.Rows(data)), Input(tmp_path / "cpu" / LAST, "adapter")
+
+    def said_by(runtime: Runtime) -> list[Any]:
+        model = Model(
+            base=LLAMA,
+            adapter=own,
+            runtime=runtime,
+            trust_remote_code=False,
+            engines=Engines(),
+            watch=Silent(),
+        )
+        return list(classify.outputs(model, rows, classes, 99))
+
+    there, here = both(said_by)
+    assert sorted(i for i, _ in here) == list(range(len(rows)))
+    for (i, output), (wanted_i, wanted_output) in zip(there, here, strict=True):
+        assert i == wanted_i
+        assert close(output, wanted_output)
 
 
 def test_an_encoder_is_told_pairs() -> None:
@@ -398,7 +452,6 @@ def test_questions_in_rows_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- transfer ----------------------------------------------------------------------------------
 
 PAIR = {"source": LLAMA, "target": QWEN}
-TEXT = {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
 MATCHED = [(1, 0)]  # layers: one pair does all that many do
 MAPPED = [
     "procrustes",
@@ -418,14 +471,16 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Input:
     return Input(random_adapter("tiny_llama", tmp_path_factory.mktemp("random") / "it"), "adapter")
 
 
-def text(runtime: Runtime, shuffle: int | None = None) -> calibrate.CalibrateStage:
-    return calibrate.CalibrateStage(runtime, MATCHED, 300, shuffle)
+def text(runtime: Runtime, shuffle: int | None = None) -> TextConfig:
+    return TextConfig(runtime=runtime, positions=300, shuffle=shuffle)
 
 
 def seen(runtime: Runtime, out: Path, shuffle: int | None = None) -> Path:
     """A folder with the moments of both models."""
     out.mkdir(parents=True)
-    calibrate.calibrate(text(runtime, shuffle), PAIR | TEXT, out, Silent())
+    stage = calibrate.CalibrateStage(text=text(runtime, shuffle))
+    with matched_as(MATCHED):
+        calibrate.calibrate(stage, PAIR | TEXT, out, Silent())
     return out
 
 
@@ -436,7 +491,7 @@ def moments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
 
 @pytest.mark.parametrize("shuffle", [None, 1], ids=["paired", "shuffled"])
 def test_moments_are_the_same(shuffle: int | None, tmp_path: Path) -> None:
-    there, here = both(lambda r: seen(r, tmp_path / r.device, shuffle) / calibrate.MOMENTS)
+    there, here = both(lambda r: seen(r, tmp_path / r.device, shuffle) / MOMENTS)
     assert same(load_file(there), load_file(here))
 
 
@@ -452,18 +507,19 @@ def moved_alike(
     config = replace(transfer_named(method, compose_config([]).transfer), basis=20, **changes)
     moved, figures = [], []
     for runtime in BOTH:
-        run = text(runtime, shuffle) if "calibration" in inputs else None
-        stage = transferring.TransferStage(config, matched, run, runtime)
+        run = text(runtime, shuffle) if {"calibration", "moments"} & inputs.keys() else None
+        stage = transferring.TransferStage(transfer=config, text=run, runtime=runtime)
         folder = out / runtime.device
         folder.mkdir(parents=True)
-        figures.append(transferring.transfer(stage, inputs, folder, Silent()))
+        with matched_as(matched):
+            figures.append(transferring.transfer(stage, inputs, folder, Silent()))
         moved.append(read_adapter(folder))
     found, expected = moved
     assert found.keys() == expected.keys()
     for name, new in expected.items():
         assert (found[name].b @ found[name].a - new.b @ new.a).norm() <= 1e-2 * new.norm(), name
     for key in ("kept_energy", "similarity", "r2_in", "r2_out"):
-        a, b = (f[key] for f in figures)
+        a, b = (getattr(f, key) for f in figures)
         assert a == b or close(a, b, 1e-3), key
 
 
@@ -515,8 +571,9 @@ def test_layers_are_matched(by: str, tmp_path: Path) -> None:
     inputs = PAIR | TEXT if by == "cka" else {"source": LLAMA, "target": LLAMA}
 
     def matched(runtime: Runtime) -> Any:
-        stage = layers.MatchStage(text(runtime) if by == "cka" else None, 20, runtime.device)
-        return layers.match(stage, inputs, tmp_path, Silent())["similarity"]
+        seen = text(runtime) if by == "cka" else None
+        stage = matching.MatchStage(text=seen, basis=20, device=runtime.device)
+        return matching.match(stage, inputs, tmp_path, Silent()).similarity
 
     there, here = both(matched)
     assert close(there, here, 1e-3)
@@ -528,14 +585,18 @@ def test_layers_are_matched(by: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3"])
 def test_an_adapter_is_merged(kind: str, tmp_path: Path) -> None:
     own = Input(made(kind, LLAMA.path, tmp_path), "adapter")
-    config, weights = compose_config([]).merge, []
+    c, weights = compose_config(["task=merge", f"adapter.path={own.path}"]), []
     for runtime in BOTH:
         out = tmp_path / runtime.device
         out.mkdir()
-        stage = merging.MergeStage(config, runtime.device)
+        stage = merging.MergeStage(merge=c.merge, device=runtime.device)
         merging.merge(stage, {"model": LLAMA, "adapter": own}, out, Silent())
         weights.append(load_file(out / "model.safetensors"))
     assert same(*weights, tolerance=1e-4)
+
+
+RESOLVE = ["paw.models.load", "paw.training.memory", "paw.launch.run", "paw.tasks.predict"]
+RESOLVE += [f"paw.{part}.steps" for part in ("evaluation", "training", "transfer", "export")]
 
 
 def run(runtime: Runtime, folder: Path, *command: str) -> None:
@@ -543,8 +604,13 @@ def run(runtime: Runtime, folder: Path, *command: str) -> None:
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stages, "resolve_runtime", lambda hardware: runtime)
+        for module in map(import_module, RESOLVE):
+            patch.setattr(module, "resolve_runtime", lambda hardware: runtime)
         dispatch(compose_config(command), list(command))
+        # what is not named above would have run on the CPU, and nothing would have been seen
+        loaded = [(name, m) for name, m in sys.modules.items() if name.startswith("paw.")]
+        own = [name for name, m in loaded if vars(m).get("resolve_runtime") is resolve_runtime]
+        assert not own
 
 
 def test_predictions_are_the_same(

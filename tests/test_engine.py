@@ -1,4 +1,5 @@
-"""Packed questions score what single rows score, whatever is shared, adapted, shuffled, split or done on several devices."""
+"""Packed questions score what single rows score, whatever is shared, adapted, shuffled, split or
+done on several devices."""
 
 from __future__ import annotations
 
@@ -21,15 +22,15 @@ from paw.cli.compose import compose_config
 from paw.data.tokenise import Encoded
 from paw.errors import AdapterError, DataError, ModelError, StageError
 from paw.evaluation import answers, engine
-from paw.evaluation.devices import Engines
 from paw.evaluation.engine import Engine, Job
-from paw.evaluation.evaluate import EvaluateStage, evaluate, read_records
+from paw.evaluation.evaluate import STAGE, EvaluateStage, evaluate
 from paw.evaluation.likelihood import label_logprobs
 from paw.evaluation.plan import Scoring, plan_scoring, plan_writing
+from paw.evaluation.records import read_records
 from paw.evaluation.trees import pack, shared_prefix, tree, visible
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.paths import embedded
-from paw.store import Input
+from paw.store import Context, Input, Kept
 
 RUNTIME = Runtime("float32")
 BASES = ("tiny_llama", "tiny_qwen2")
@@ -41,7 +42,8 @@ choices = st.lists(st.lists(token, min_size=1, max_size=6), min_size=1, max_size
 
 @st.composite
 def questions(draw: st.DrawFn, prefix: int = 0) -> list[list[Encoded]]:
-    """Questions whose rows share any stretch: contexts of a few tokens, choices that may be equal or begin alike."""
+    """Questions whose rows share any stretch: contexts of a few tokens, choices that may be equal
+    or begin alike."""
     head, out = draw(st.lists(token, min_size=prefix, max_size=prefix)), []
     for _ in range(draw(st.integers(1, 4))):
         context = draw(st.lists(token, min_size=1, max_size=12))
@@ -58,7 +60,8 @@ def questions(draw: st.DrawFn, prefix: int = 0) -> list[list[Encoded]]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Small bases of several families, random where none is shipped; windows shorter than the texts."""
+    """Small bases of several families, random where none is shipped; windows shorter than the
+    texts."""
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
@@ -93,12 +96,11 @@ def held() -> dict[str, Engine]:
 
 def job(folder: Path, name: str, prefix: tuple[int, ...] = (), adapter: Path | None = None) -> Job:
     return Job(
-        Input(folder, name),
-        Input(adapter, str(adapter)) if adapter else None,
-        RUNTIME,
-        False,
-        0,
-        prefix,
+        base=Input(folder, name),
+        adapter=Input(adapter, str(adapter)) if adapter else None,
+        runtime=RUNTIME,
+        pad_id=0,
+        prefix=prefix,
     )
 
 
@@ -126,7 +128,7 @@ def close(a: list[list[float]], b: list[list[float]], tolerance: float = 1e-4) -
     )
 
 
-# ---- trees ------------------------------------------------------------------------------------------
+# ---- trees ---------------------------------------------------------------------------------------
 
 
 @given(questions())
@@ -177,7 +179,7 @@ def test_the_shared_prefix_is_shared_and_leaves_a_token(asked: list[list[Encoded
     assert len(longer) > 1 or min(r.start for r in rows) == len(found) + 1
 
 
-# ---- scores -----------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 @settings(
@@ -338,12 +340,14 @@ def test_rows_are_nearly_full_and_batches_within_their_budget() -> None:
     assert len(plan) == sum(len(b.rows) for b in plan)  # a row alone is never refused
 
 
-# ---- the stage --------------------------------------------------------------------------------------
+# ---- the stage -----------------------------------------------------------------------------------
 
 
 def stage(*overrides: str, split: str = "test", **more: Any) -> EvaluateStage:
     c = compose_config(["dataset=facts", *overrides])
-    return EvaluateStage(c.dataset, split, c.evaluate, RUNTIME, **more)
+    return EvaluateStage(
+        dataset=c.dataset, split=split, evaluate=c.evaluate, runtime=RUNTIME, **more
+    )
 
 
 def inputs(base: str = "tiny_llama", **more: Path) -> dict[str, Input]:
@@ -364,8 +368,9 @@ def test_neither_batch_nor_devices_change_a_score(tmp_path: Path, watch: Silent)
         out.mkdir()
         config = stage("evaluate.limit=40", f"evaluate.batch_tokens={tokens}")
         config.runtime = replace(RUNTIME, devices=devices)
-        evaluate(config, inputs(), out, watch)
-        config.engines.release()
+        context = Context(watch)
+        evaluate(config, inputs(), out, context)
+        context.kept.release()
         found.append([r["loglikelihoods"] for r in read_records(out)])
     one, two, small = found
     assert close(
@@ -376,19 +381,19 @@ def test_neither_batch_nor_devices_change_a_score(tmp_path: Path, watch: Silent)
 
 def test_shots_are_the_same_for_all_and_never_asked(tmp_path: Path, watch: Silent) -> None:
     config = stage("evaluate.num_fewshot=3", "evaluate.limit=20")
-    result = evaluate(config, inputs(), tmp_path, watch)
-    assert result["n"] == 20
+    result = evaluate(config, inputs(), tmp_path, Context(watch))
+    assert result.n == 20
     own = stage("evaluate.num_fewshot=3")
     own.fewshot_split = "test"
-    result = evaluate(own, inputs(shots=embedded("facts") / "test.jsonl"), tmp_path, watch)
-    assert result["n"] == 221
-    assert result["left_out"] == {"a place among the shots": 3}
+    result = evaluate(own, inputs(shots=embedded("facts") / "test.jsonl"), tmp_path, Context(watch))
+    assert result.n == 221
+    assert result.left_out == {"a place among the shots": 3}
     with pytest.raises(DataError, match="has 224 rows only"):
         evaluate(
             stage("evaluate.num_fewshot=300"),
             inputs(shots=embedded("facts") / "test.jsonl"),
             tmp_path,
-            watch,
+            Context(watch),
         )
 
 
@@ -402,9 +407,12 @@ def test_a_question_longer_than_the_context(tmp_path: Path, watch: Silent) -> No
         DataError,
         match=r"test\.jsonl, line 2: the question needs \d+ tokens, the model has room for",
     ):
-        evaluate(stage(), inputs(data=file), tmp_path, watch)
-    result = evaluate(stage("dataset.bad_rows=skip"), inputs(data=file), tmp_path, watch)
-    assert (result["n"], result["left_out"]) == (1, {"more tokens than the model has room for": 1})
+        evaluate(stage(), inputs(data=file), tmp_path, Context(watch))
+    result = evaluate(stage("dataset.bad_rows=skip"), inputs(data=file), tmp_path, Context(watch))
+    assert (result.n, result.left_out) == (1, {"more tokens than the model has room for": 1})
+    long = stage("evaluate.mode=generate", "evaluate.max_new_tokens=250")  # of 256 places
+    with pytest.raises(DataError, match=r"line 1: the question needs \d+ tokens, the model has"):
+        evaluate(long, inputs(), tmp_path, Context(watch))
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path, watch: Silent) -> None:
@@ -415,7 +423,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, watch: Silent) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(ModelError, match="do not belong together"):
-        evaluate(stage(), inputs(model=folder), tmp_path, watch)
+        evaluate(stage(), inputs(model=folder), tmp_path, Context(watch))
 
 
 def test_scores_that_are_not_finite_stop_the_run(tmp_path: Path, watch: Silent) -> None:
@@ -431,16 +439,21 @@ def test_scores_that_are_not_finite_stop_the_run(tmp_path: Path, watch: Silent) 
     with pytest.raises(
         StageError, match=r"224 of 224 questions are not finite.*hardware\.precision"
     ):
-        evaluate(stage(), inputs(model=folder), tmp_path, watch)
+        evaluate(stage(), inputs(model=folder), tmp_path, Context(watch))
 
 
 def test_a_damaged_adapter_is_refused(tmp_path: Path, watch: Silent) -> None:
     adapter = made("lora", embedded("tiny_llama"), tmp_path)
     with pytest.raises(AdapterError, match="belongs to another base"):
-        evaluate(stage("evaluate.limit=2"), inputs("tiny_qwen2", adapter=adapter), tmp_path, watch)
+        evaluate(
+            stage("evaluate.limit=2"),
+            inputs("tiny_qwen2", adapter=adapter),
+            tmp_path,
+            Context(watch),
+        )
 
 
-# ---- writing ----------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [None, "lora", "prompt_tuning"])
@@ -448,7 +461,8 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, watch: Silent) -> None:
 def test_writing_equals_the_librarys_generation(
     folders: Any, tmp_path: Path, family: str, kind: str | None
 ) -> None:
-    """Prompts of different length in one batch, with and without a cached prefix; the library takes them one by one."""
+    """Prompts of different length in one batch, with and without a cached prefix; the library takes
+    them one by one."""
     from peft import PeftModel
 
     adapter = made(kind, folders[family], tmp_path) if kind else None
@@ -476,16 +490,17 @@ def test_writing_equals_the_librarys_generation(
 
 
 def test_written_answers_stop_and_are_counted(tmp_path: Path, watch: Silent) -> None:
-    """The tiny model writes answers of its world; the letters that are asked of it, it does not know."""
+    """The tiny model writes answers of its world; the letters that are asked of it, it does not
+    know."""
     result = evaluate(
         stage("evaluate.mode=generate", "evaluate.limit=8", "evaluate.max_new_tokens=6"),
         inputs(),
         tmp_path,
-        watch,
+        Context(watch),
     )
     records = read_records(tmp_path)
-    assert result["unparsed"] == sum(r["prediction"] is None for r in records) == 8
-    assert result["accuracy"] == 0.0
+    assert result.unparsed == sum(r["prediction"] is None for r in records) == 8
+    assert result.accuracy == 0.0
     assert all(r["text"] and not r["correct"] for r in records)
 
 
@@ -521,21 +536,15 @@ def test_gsm8k_is_judged_strictly_and_flexibly(tmp_path: Path, watch: Silent) ->
     file.write_text(json.dumps({"question": "1+1?", "answer": "It is <<1+1=2>>2.\n#### 2"}) + "\n")
     c = compose_config(["dataset=gsm8k", "evaluate.max_new_tokens=5"])
     assert c.evaluate.mode == "generate"
-    result = evaluate(
-        EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME), inputs(data=file), tmp_path, watch
-    )
-    assert (result["accuracy"], result["accuracy_flexible"], result["unparsed"]) == (0.0, 0.0, 1)
+    asked = EvaluateStage(dataset=c.dataset, split="test", evaluate=c.evaluate, runtime=RUNTIME)
+    result = evaluate(asked, inputs(data=file), tmp_path, Context(watch))
+    assert (result.accuracy, result.accuracy_flexible, result.unparsed) == (0.0, 0.0, 1)
     file.write_text(json.dumps({"question": "1+1?", "answer": "two"}) + "\n")
     with pytest.raises(DataError, match="cannot be judged"):
-        evaluate(
-            EvaluateStage(c.dataset, "test", c.evaluate, RUNTIME),
-            inputs(data=file),
-            tmp_path,
-            watch,
-        )
+        evaluate(asked, inputs(data=file), tmp_path, Context(watch))
 
 
-# ---- memory -----------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 STARVED = """
 import resource, sys
@@ -548,7 +557,7 @@ from paw.models.load import Runtime
 from paw.store import Input
 folder, room, budget = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 asked = [[Encoded(tuple(range(5, 5 + 100)) + (i % 90, c), 2) for c in (7, 8)] for i in range(800)]
-job = engine.Job(Input(folder, "base"), None, Runtime("float32"), False, 0)
+job = engine.Job(base=Input(folder, "base"), runtime=Runtime("float32"), pad_id=0)
 own = engine.Engine()
 own.run(job, plan_scoring(asked[:1], 0, 64, 10**6)[0][0])
 resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room * 2**20,) * 2)
@@ -558,8 +567,9 @@ print(len([x for b in plan for x in own.run(job, b)]), own.notes)
 
 
 def test_batches_back_off_when_memory_runs_out() -> None:
-    """The process may take 100 MiB more than a small batch needs; 800 questions in one batch need some five times as much,
-    so that what the allocator still holds from the small batch (it differs between machines) decides nothing."""
+    """The process may take 100 MiB more than a small batch needs; 800 questions in one batch need
+    some five times as much, so that what the allocator still holds from the small batch (it differs
+    between machines) decides nothing."""
     command = [sys.executable, "-c", STARVED, str(embedded("tiny_llama"))]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "100", str(10**6)], capture_output=True, text=True, env=env)
@@ -581,7 +591,12 @@ def test_engines_hold_one_base_for_many_adapters(
     real = engine.load_model
     monkeypatch.setattr(engine, "load_model", lambda *a: loads.append(a) or real(*a))
     adapter = made("lora", embedded("tiny_llama"), tmp_path)
-    engines = Engines()
+    assert STAGE.keeps
+    kept = Kept()
     for extra in ({}, {"adapter": adapter}, {}):
-        evaluate(stage("evaluate.limit=4", engines=engines), inputs(**extra), tmp_path, watch)
+        context = Context(watch, kept=kept)
+        evaluate(stage("evaluate.limit=4"), inputs(**extra), tmp_path, context)
     assert len(loads) == 1
+    kept.release()
+    evaluate(stage("evaluate.limit=4"), inputs(), tmp_path, Context(watch, kept=kept))
+    assert len(loads) == 2

@@ -12,8 +12,8 @@ from scipy.stats import binomtest
 from paw.cli.compose import compose_config
 from paw.data.load import examples
 from paw.data.tokenise import Encoded, encode
-from paw.evaluation.evaluate import metrics
 from paw.evaluation.likelihood import label_logprobs
+from paw.evaluation.modes.likelihood import metrics
 from paw.evaluation.statistics import (
     f1,
     gap_recovered,
@@ -77,9 +77,9 @@ def test_metrics_are_their_definitions() -> None:
         },
     ]
     found = metrics(records)
-    assert (found["accuracy"], found["acc_norm"], found["loss"]) == (0.5, 0.5, 1.0)
-    assert found["perplexity"] == pytest.approx(math.e)
-    assert found["stderr"] == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
+    assert (found.accuracy, found.acc_norm, found.loss) == (0.5, 0.5, 1.0)
+    assert found.perplexity == pytest.approx(math.e)
+    assert found.stderr == pytest.approx(math.sqrt(0.5) / math.sqrt(2))
     alone = {
         "gold": 0,
         "prediction": 0,
@@ -89,7 +89,7 @@ def test_metrics_are_their_definitions() -> None:
         "tokens": [2],
     }
     single = metrics([alone])
-    assert (single["accuracy"], single["stderr"], single["loss"]) == (None, None, 0.5)
+    assert (single.accuracy, single.stderr, single.loss) == (None, None, 0.5)
 
 
 def test_standard_error_and_mcnemar() -> None:

@@ -1,4 +1,5 @@
-"""What only an NVIDIA GPU shows: 16 bits, scores as on a CPU, several devices. `make gpu` runs them, too."""
+"""What only an NVIDIA GPU shows: 16 bits, scores as on a CPU, several devices. `make gpu` runs
+them, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""scripts/gpu.py where there is no GPU: what it would run is well formed, and its loop tells failures."""
+"""scripts/gpu.py where there is no GPU: what it would run is well formed, and its loop tells
+failures."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ from paw.models.locate import locate
 from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import modules
-from paw.transfer.config import ROLES
 
 
 def lora(folder: Path, model: str = "tiny_llama", base: str | None = None, **config: Any) -> Path:
-    """A LoRA as stock PEFT saves it, its B drawn at random where the initialisation would leave it at zero."""
+    """A LoRA as stock PEFT saves it, its B drawn at random where the initialisation would leave it
+    at zero."""
     torch.manual_seed(0)
     ready = get_peft_model(
         load_model(embedded(model), Runtime("float32")),
@@ -44,7 +45,8 @@ def lora(folder: Path, model: str = "tiny_llama", base: str | None = None, **con
     return folder
 
 
-# ---- models and profiles ----------------------------------------------------------------------------
+# ---- models and profiles
+# ----------------------------------------------------------------------------
 
 
 def test_model_folders_are_where_the_two_machines_have_them() -> None:
@@ -106,7 +108,8 @@ def test_a_deepspeed_configuration_of_ones_own(tmp_path: Path) -> None:
         compose_config(own)
 
 
-# ---- adapters ---------------------------------------------------------------------------------------
+# ---- adapters
+# ---------------------------------------------------------------------------------------
 
 
 def test_old_layouts_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -188,16 +191,17 @@ def test_adapters_relative_to_a_changed_base_are_refused(how: str, tmp_path: Pat
 
 
 def test_such_an_adapter_leaves_the_base_as_it_was_for_the_next(tmp_path: Path) -> None:
-    """PEFT takes its part out of the base's weights again when it is loaded, and does not put it back."""
+    """PEFT takes its part out of the base's weights again when it is loaded, and does not put it
+    back."""
     base, adapter = (
         Input(embedded("tiny_llama"), "llama"),
         lora(tmp_path / "pissa", init_lora_weights="pissa"),
     )
     row = Encoded((5, 6, 7, 8), 2)
     (batch,), _ = plan_scoring([[row]], 0, 100, 100)
-    engine, plain = Engine(), Job(base, None, Runtime("float32"), False, 0)
+    engine, plain = Engine(), Job(base=base, runtime=Runtime("float32"), pad_id=0)
     before = engine.run(plain, batch)
-    engine.run(Job(base, Input(adapter, "pissa"), Runtime("float32"), False, 0), batch)
+    engine.run(replace(plain, adapter=Input(adapter, "pissa")), batch)
     assert engine.run(plain, batch) == before
 
 
@@ -222,11 +226,12 @@ def test_an_old_adapter_of_the_target_is_not_trained_again(launch: Launch, tmp_p
             f"target_adapter.path={source}",
             "evaluate.limit=10",
         )
-    with pytest.raises(ConfigError, match=r"target_adapter\.path: only task=pipeline"):
+    with pytest.raises(ConfigError, match=r"target_adapter: only task=pipeline"):
         compose_config(["task=transfer", f"target_adapter.path={target}"])
 
 
-# ---- data -------------------------------------------------------------------------------------------
+# ---- data
+# -------------------------------------------------------------------------------------------
 
 ROW = {
     "id": "1",
@@ -275,11 +280,8 @@ def test_a_situation_beside_its_question_is_scored_with_it(tmp_path: Path) -> No
         assert "Tracy spilled the milk. What now?" in found[0][0]
 
 
-# ---- what is transferred ----------------------------------------------------------------------------
-
-
-def test_roles_have_one_list() -> None:
-    assert tuple(modules.ROLES) == ROLES
+# ---- what is transferred
+# ----------------------------------------------------------------------------
 
 
 def test_roles_are_selected(launch: Launch, tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_roles_are_selected(launch: Launch, tmp_path: Path) -> None:
         "transfer=cross_lora",
     ]
     moved: Any = launch(*ask, "transfer.gain=weight", "transfer.modules=[q_proj,v_proj]")
-    found = {name.rsplit(".", 1)[-1] for name in read_adapter(moved["cross_lora"].path)}
+    found = {name.rsplit(".", 1)[-1] for name in read_adapter(moved.adapters["target_cross_lora"])}
     assert found == {"q_proj", "v_proj"}
     with pytest.raises(ConfigError, match=r"transfer\.modules: 'query' is not allowed"):
         compose_config(["transfer.modules=[query]"])
@@ -308,7 +310,8 @@ def test_roles_are_selected(launch: Launch, tmp_path: Path) -> None:
 def test_the_source_systems_measure_decides_at_their_thresholds(
     launch: Launch, tmp_path: Path
 ) -> None:
-    """Two unrelated random subspaces have 1 in the larger width; the report counts what each threshold leaves."""
+    """Two unrelated random subspaces have 1 in the larger width; the report counts what each
+    threshold leaves."""
     adapter = lora(tmp_path / "adapter")
     ask = [
         "task=transfer",
@@ -323,7 +326,7 @@ def test_the_source_systems_measure_decides_at_their_thresholds(
         moved: Any = launch(
             *ask, f"transfer.similarity_threshold={threshold}", f"name=at_{threshold}"
         )
-        folder = moved["cross_lora"].path
+        folder = moved.adapters["target_cross_lora"]
         report = json.loads((folder / "report.json").read_text())
         rows = report["modules"]
         assert sum(r["weights"] for r in rows) / sum(
@@ -339,7 +342,8 @@ def test_the_source_systems_measure_decides_at_their_thresholds(
 
 
 def test_the_notes_projection_is_the_nearest_in_its_subspaces(tmp_path: Path) -> None:
-    """Of a model to itself: U_tU_tᵀ ΔW V_tV_tᵀ, with as many directions as the adapter has ranks."""
+    """Of a model to itself: U_tU_tᵀ ΔW V_tV_tᵀ, with as many directions as the adapter has
+    ranks."""
     from paw.store import Store
     from paw.transfer.linalg import singular_basis
     from paw.transfer.transfer import STAGE, TransferStage
@@ -347,13 +351,13 @@ def test_the_notes_projection_is_the_nearest_in_its_subspaces(tmp_path: Path) ->
     store, base = Store(tmp_path / "store"), embedded("tiny_llama")
     adapter = lora(tmp_path / "adapter")
     c = compose_config(["transfer=frobenius_adapter", "transfer.gain=none"]).transfer
-    layers = [(i, i) for i in range(4)]
     inputs = {
         "adapter": store.file(adapter),
         "source": store.file(base),
         "target": store.file(base),
     }
-    done = store.run(STAGE, TransferStage(c, layers, None, Runtime("float32")), inputs, Silent())
+    stage = TransferStage(transfer=c, text=None, runtime=Runtime("float32"))
+    done = store.run(STAGE, stage, inputs, Silent())
     moved, before = read_adapter(done.path), read_adapter(adapter)
     weights = load_model(base, Runtime("float32"))
     for name in list(before)[:4]:

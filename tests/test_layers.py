@@ -16,21 +16,12 @@ from conftest import Silent
 from paw.cli.compose import compose_config
 from paw.errors import TransferError
 from paw.models.adapters import read_adapter
-from paw.models.load import Runtime
-from paw.paths import embedded
-from paw.store import Input
-from paw.transfer import calibrate, linalg
-from paw.transfer import match as layers
+from paw.transfer import linalg
+from paw.transfer import match as matching
 from paw.transfer.bases import Bases
-from paw.transfer.modules import aligned, by_index, proportional, spread
+from paw.transfer.layers import aligned, by_index, proportional, spread
 from paw.transfer.verdict import feasibility
-from test_transfer import QUICK, TINY, random_adapter, run
-
-TEXT = {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
-
-
-def models(source: str, target: str) -> dict[str, Input]:
-    return {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
+from test_transfer import QUICK, TEXT, models, random_adapter, run, text
 
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=4))
@@ -53,23 +44,19 @@ def test_spread_leaves_no_layer_out() -> None:
 
 
 def test_a_model_is_most_like_itself_layer_by_layer(tmp_path: Path) -> None:
-    text = calibrate.CalibrateStage(Runtime("float32"), [], 512)
-    for stage in (layers.MatchStage(text), layers.MatchStage(None)):
+    cka, weights = (matching.MatchStage(text=t) for t in (text(512), None))
+    for stage in (cka, weights):
         known = models("tiny_llama", "tiny_llama") | (TEXT if stage.text else {})
-        found = torch.tensor(layers.match(stage, known, tmp_path, Silent())["similarity"])
-        assert found.shape == (4, 4)
+        result = matching.match(stage, known, tmp_path, Silent())
+        found = torch.tensor(result.similarity)
+        assert (found.shape, str(result)) == ((4, 4), f"4 × 4 by {result.by}")
         assert torch.equal(found.argmax(dim=1), torch.arange(4))
-    other = torch.tensor(
-        layers.match(
-            layers.MatchStage(text), models("tiny_llama", "tiny_qwen2") | TEXT, tmp_path, Silent()
-        )["similarity"]
-    )
+    known = models("tiny_llama", "tiny_qwen2")
+    other = torch.tensor(matching.match(cka, known | TEXT, tmp_path, Silent()).similarity)
     assert other.shape == (5, 4)
     assert other.abs().max() <= 1
     with pytest.raises(TransferError, match=r"128 and 160 wide.*transfer\.layers=cka"):
-        layers.match(
-            layers.MatchStage(None), models("tiny_llama", "tiny_qwen2"), tmp_path, Silent()
-        )
+        matching.match(weights, known, tmp_path, Silent())
 
 
 def test_unrelated_samples_have_no_cka() -> None:
@@ -77,20 +64,21 @@ def test_unrelated_samples_have_no_cka() -> None:
     g = torch.Generator().manual_seed(0)
     values = []
     for _ in range(20):
-        k, other = (layers._gram([torch.randn(100, 60, generator=g)]) for _ in range(2))
+        k, other = (matching._gram([torch.randn(100, 60, generator=g)]) for _ in range(2))
         values.append(
-            layers._hsic(k, other) / (layers._hsic(k, k) * layers._hsic(other, other)) ** 0.5
+            matching._hsic(k, other) / (matching._hsic(k, k) * matching._hsic(other, other)) ** 0.5
         )
     assert abs(sum(values) / len(values)) < 0.02
     x = torch.randn(100, 60, generator=g)
     k, turned = (
-        layers._gram([x]),
-        layers._gram([x @ torch.linalg.qr(torch.randn(60, 60, generator=g))[0]]),
+        matching._gram([x]),
+        matching._gram([x @ torch.linalg.qr(torch.randn(60, 60, generator=g))[0]]),
     )
-    assert layers._hsic(k, turned) == pytest.approx(layers._hsic(k, k), rel=1e-4)
+    assert matching._hsic(k, turned) == pytest.approx(matching._hsic(k, k), rel=1e-4)
 
 
-# ---- what is kept -----------------------------------------------------------------------------------
+# ---- what is kept
+# -----------------------------------------------------------------------------------
 
 
 def test_keep_top_keeps_whole_layers(tmp_path: Path) -> None:
@@ -105,16 +93,14 @@ def test_keep_top_keeps_whole_layers(tmp_path: Path) -> None:
         :2
     ]  # 30 % of five layers, rounded up
     assert {name.split(".")[2] for name in read_adapter(out)} == set(best)
-    assert result["target_modules"] == 14
+    assert result.target_modules == 14
 
 
 def test_spread_adds_up_and_divides(tmp_path: Path) -> None:
     random_adapter("tiny_qwen2", tmp_path / "adapter")
     config = replace(compose_config([]).transfer, spread=True, gain="none", **QUICK)  # type: ignore[arg-type]
-    out, result = run(
-        tmp_path, "tiny_qwen2", "tiny_llama", config, layers=spread(proportional(5, 4), 5, 4)
-    )
-    assert result["coverage"] == 1.0
+    out, result = run(tmp_path, "tiny_qwen2", "tiny_llama", config)
+    assert result.coverage == 1.0
     after = read_adapter(out)
     assert {f.rank for f in after.values()} == {
         4
@@ -129,7 +115,6 @@ def test_spread_adds_up_and_divides(tmp_path: Path) -> None:
             "tiny_llama",
             "tiny_qwen2",
             replace(config, spread=s),
-            layers=proportional(4, 5),
             name=str(s),
         )[0]
         for s in (False, True)
@@ -164,7 +149,8 @@ def test_overlap_is_that_of_the_spans(k: int, seed: int) -> None:
     )
 
 
-# ---- bases on the disk ------------------------------------------------------------------------------
+# ---- bases on the disk
+# ------------------------------------------------------------------------------
 
 
 def test_bases_are_computed_once_and_cut(tmp_path: Path) -> None:
@@ -199,7 +185,8 @@ def test_a_part_of_a_large_spectrum_is_the_whole_ones() -> None:
     assert torch.allclose(part.values, whole.values[:100], rtol=1e-4)
 
 
-# ---- the verdict ------------------------------------------------------------------------------------
+# ---- the verdict
+# ------------------------------------------------------------------------------------
 
 
 def test_feasibility_in_plain_words() -> None:

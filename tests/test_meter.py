@@ -45,7 +45,8 @@ def test_gpu_memory_that_processes_tell_is_added_up_by_device() -> None:
 
 
 def test_peaks_are_not_reset_before_cuda_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch refuses a device by its number until then, and most stages of a GPU machine begin before."""
+    """torch refuses a device by its number until then, and most stages of a GPU machine begin
+    before."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     reset: list[int] = []

@@ -1,4 +1,5 @@
-"""Methods that look at more than two modules' moments: embeddings, heads, running models; and placebos of the evidence."""
+"""Methods that look at more than two modules' moments: embeddings, heads, running models; and
+placebos of the evidence."""
 
 from __future__ import annotations
 
@@ -9,32 +10,33 @@ import pytest
 import torch
 
 from conftest import Silent
-from paw.cli.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config
 from paw.errors import TransferError
 from paw.models.adapters import Factors, made_for, read_adapter
 from paw.models.layout import heads
-from paw.models.load import Runtime, load_tokenizer
+from paw.models.load import load_tokenizer
 from paw.models.tensors import Weights
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import calibrate
-from paw.transfer import transfer as transferring
+from paw.transfer import calibrate, evidence
 from paw.transfer.activations import hold_out, pair_texts, seen
 from paw.transfer.anchors import embedding_site, shared_tokens
 from paw.transfer.config import TransferConfig
+from paw.transfer.controls import transfer_named
 from paw.transfer.linalg import best_penalty, explained
 from paw.transfer.methods import shift
+from paw.transfer.model_pair import ModelPair
 from paw.transfer.modules import by_layer
 from paw.transfer.spoil import SpoilStage, spoil
-from test_layers import TEXT, models
-from test_transfer import QUICK, TINY, random_adapter, run
+from test_transfer import QUICK, TEXT, TINY, models, random_adapter, run, text
 
 
 def method(name: str, **changes: object) -> TransferConfig:
     return replace(transfer_named(name, compose_config([]).transfer), **QUICK | changes)  # type: ignore[arg-type]
 
 
-# ---- embeddings -------------------------------------------------------------------------------------
+# ---- embeddings
+# -------------------------------------------------------------------------------------
 
 
 def test_shared_tokens_are_the_same_bytes() -> None:
@@ -86,7 +88,8 @@ def test_self_transfer_of_a_real_model(tmp_path: Path, name: str) -> None:
         )
 
 
-# ---- heads ------------------------------------------------------------------------------------------
+# ---- heads
+# ------------------------------------------------------------------------------------------
 
 
 def test_heads_are_read_from_the_config(tmp_path: Path) -> None:
@@ -103,13 +106,11 @@ def test_queries_and_keys_are_mapped_by_maps_that_commute_with_rotation(tmp_path
     from paw.transfer.methods import per_head
     from paw.transfer.pairing import Pair, Side
 
-    config, run_ = method("per_head"), models("tiny_llama", "tiny_qwen2")
-    stage = calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 2000)
-    calibrate.calibrate(stage, run_ | TEXT, tmp_path, Silent())
+    config, inputs = method("per_head"), models("tiny_llama", "tiny_qwen2") | TEXT
+    calibrate.calibrate(calibrate.CalibrateStage(text=text(2000)), inputs, tmp_path, Silent())
     name = "model.layers.0.self_attn.q_proj"
-    [(_, sites)] = calibrate.stored(
-        tmp_path, [(name.replace("q_", f"{r}_"),) * 2 for r in "qkvo"], "cpu"
-    )
+    names = [(name.replace("q_", f"{r}_"),) * 2 for r in "qkvo"]
+    [(_, sites)] = evidence.stored(tmp_path, names, "cpu")
     both = (heads(TINY["tiny_llama"]), heads(TINY["tiny_qwen2"]))
     sides = [
         Side(name, w.shape, lambda w=w: w, lambda k: None)
@@ -120,7 +121,8 @@ def test_queries_and_keys_are_mapped_by_maps_that_commute_with_rotation(tmp_path
     ).t_out
 
     def turn(x: torch.Tensor, h: object, angle: float) -> torch.Tensor:
-        """Every pair (i, i + dim/2) of every head turned by one angle, as a rotation common to all frequencies."""
+        """Every pair (i, i + dim/2) of every head turned by one angle, as a rotation common to all
+        frequencies."""
         y = x.reshape(-1, 2, h.dim // 2)  # type: ignore[attr-defined]
         c, s = torch.cos(torch.tensor(angle)), torch.sin(torch.tensor(angle))
         return torch.stack([y[:, 0] * c - y[:, 1] * s, y[:, 0] * s + y[:, 1] * c], dim=1).reshape(
@@ -134,17 +136,19 @@ def test_queries_and_keys_are_mapped_by_maps_that_commute_with_rotation(tmp_path
     assert torch.allclose(one, other, atol=1e-4)
 
 
-# ---- running models ---------------------------------------------------------------------------------
+# ---- running models
+# ---------------------------------------------------------------------------------
 
 
 def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_path: Path) -> None:
-    """On the same model, so that what the stream should do is known exactly; on text that the fit has not seen."""
+    """On the same model, so that what the stream should do is known exactly; on text that the fit
+    has not seen."""
     factors = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
     factors = {name: Factors(f.a * 0.3, f.b) for name, f in factors.items()}
-    stage = calibrate.CalibrateStage(Runtime("float32"), [(i, i) for i in range(4)], 4000)
-    known = calibrate.Calibration(stage, models("tiny_llama", "tiny_llama") | TEXT)
+    known = ModelPair(text(4000), models("tiny_llama", "tiny_llama") | TEXT)
+    layers = [(i, i) for i in range(4)]
     config = method("shift", map_penalty=1e-6, penalty=1e-6)
-    found = shift.fit(factors, known, stage.layers, config, Silent())  # type: ignore[arg-type]
+    found = shift.fit(factors, known, layers, config, Silent())  # type: ignore[arg-type]
     assert {name.split(".")[-1] for name in found} == {"o_proj", "down_proj"}
     assert {f.rank for f in found.values()} == {4}
     places = shift._streams(known.target, by_layer(known.parts[1]))
@@ -184,24 +188,23 @@ def test_a_penalty_is_chosen_on_positions_held_out() -> None:
     assert chosen(40, 10.0) == 1.0
 
 
-# ---- evidence spoilt, and held out ------------------------------------------------------------------
+# ---- evidence spoilt, and held out
+# ------------------------------------------------------------------
 
 
 def test_shuffled_positions_keep_each_models_own_moments(tmp_path: Path) -> None:
-    """The Grams are the same to rounding; the cross moments are those of independent samples: the product of the means."""
-    stage = calibrate.CalibrateStage(Runtime("float32"), [(3, 3)], 4000)
+    """The Grams are the same to rounding; the cross moments are those of independent samples: the
+    product of the means."""
+    inputs = models("tiny_llama", "tiny_qwen2") | TEXT
     names = [("model.layers.3.self_attn.v_proj",) * 2]
     found = {}
     for shuffle in (None, 0, 1):
         out = tmp_path / str(shuffle)
         out.mkdir()
-        calibrate.calibrate(
-            replace(stage, shuffle=shuffle),
-            models("tiny_llama", "tiny_qwen2") | TEXT,
-            out,
-            Silent(),
-        )
-        [(_, sites)] = calibrate.stored(out, names, "cpu")
+        stage = calibrate.CalibrateStage(text=text(4000, shuffle=shuffle), layers="index")
+        said = calibrate.calibrate(stage, inputs, out, Silent())
+        assert ("paired at random" in str(said)) is (shuffle is not None)
+        [(_, sites)] = evidence.stored(out, names, "cpu")
         found[shuffle] = sites
     for space, site in found[None].items():
         one, two = found[0][space], found[1][space]
@@ -226,8 +229,7 @@ def test_held_out_texts_are_not_fitted_on() -> None:
 
 
 def test_both_models_are_seen_at_the_same_positions() -> None:
-    stage = calibrate.CalibrateStage(Runtime("float32"), [], 300, batch_size=7)
-    known = calibrate.Calibration(stage, models("tiny_llama", "tiny_llama") | TEXT)
+    known = ModelPair(text(300, batch_size=7), models("tiny_llama", "tiny_llama") | TEXT)
     places = shift._streams(known.source, by_layer(known.parts[0]))
     for now_s, now_t in seen(known.models, (places, places), known.texts, 7, known.pads):
         for space in places:
@@ -236,26 +238,20 @@ def test_both_models_are_seen_at_the_same_positions() -> None:
 
 def test_a_placebo_of_a_method_without_maps_is_spoilt_too(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
-    layers = [(0, 0), (3, 4)]
-    stage = calibrate.CalibrateStage(Runtime("float32"), layers, 1500)
-    inputs = (
-        models("tiny_llama", "tiny_qwen2") | TEXT | {"adapter": Input(tmp_path / "adapter", "a")}
+    config = method("shift", positions=1500)
+    out, result = run(
+        tmp_path, "tiny_llama", "tiny_qwen2", config, streaming=True, layers=[(0, 0), (3, 4)]
     )
-    for name in ("shift", "negated", "random"):
-        (tmp_path / name).mkdir()
-    what = transferring.TransferStage(
-        method("shift", positions=1500), layers, stage, Runtime("float32")
-    )
-    assert transferring.transfer(what, inputs, tmp_path / "shift", Silent())["target_modules"] == 4
-    real = read_adapter(tmp_path / "shift")
+    assert result.target_modules == 4
+    real = read_adapter(out)
     for name in ("negated", "random"):
-        spoil(
-            SpoilStage(name, 0),
-            {"adapter": Input(tmp_path / "shift", "a")},
-            tmp_path / name,
-            Silent(),
+        (tmp_path / name).mkdir()
+        spoilt = spoil(
+            SpoilStage(method=name, seed=0), {"adapter": Input(out, "a")}, tmp_path / name, Silent()
         )
-        assert made_for(tmp_path / name) == made_for(tmp_path / "shift") == "tiny_qwen2"
+        assert (spoilt.target_modules, spoilt.coverage) == (4, result.coverage)
+        assert str(spoilt) == "4 modules"
+        assert made_for(tmp_path / name) == made_for(out) == "tiny_qwen2"
     for module, negated in read_adapter(tmp_path / "negated").items():
         assert torch.allclose(negated.b @ negated.a, -(real[module].b @ real[module].a), atol=1e-6)
     for module, turned in read_adapter(tmp_path / "random").items():

@@ -1,4 +1,5 @@
-"""A model is found in the order the documents give; GGUF and packages become folders; adapters are checked and load in PEFT."""
+"""A model is found in the order the documents give; GGUF and packages become folders; adapters are
+checked and load in PEFT."""
 
 from __future__ import annotations
 
@@ -13,18 +14,19 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from conftest import Silent
-from paw.cli.compose import compose_config, model_named
+from paw.cli.compose import compose_config
 from paw.config.common import HardwareConfig
 from paw.errors import AdapterError, ConfigError, ModelError
 from paw.models.adapters import Factors, attach, read_adapter, stamp, write_adapter
 from paw.models.config import ModelConfig, PackageConfig
-from paw.models.load import Runtime, load_model, load_tokenizer, resolve_runtime
+from paw.models.load import Runtime, check_hardware, load_model, load_tokenizer, resolve_runtime
 from paw.models.locate import locate
+from paw.models.steps import model_named
 
 CPU = Runtime("float32")
 
 
-# ---- where a model is -------------------------------------------------------------------------------
+# ---- where a model is ---------------------------------------------------------------------------
 
 
 def test_a_path_comes_first_then_the_models_folder(
@@ -153,7 +155,8 @@ def test_the_packaged_models_are_real(
     answer: str,
     special: int,
 ) -> None:
-    """From GGUF, whole or in four parts: dequantised once, with the family's own special tokens, and they know where Paris is."""
+    """From GGUF, whole or in four parts: dequantised once, with the family's own special tokens,
+    and they know where Paris is."""
     pytest.importorskip("gguf")
     monkeypatch.setenv("PAW_CACHE", str(tmp_path))
     watch = Silent()
@@ -163,9 +166,8 @@ def test_the_packaged_models_are_real(
     tokenizer, model = load_tokenizer(folder), load_model(folder, CPU)
     ids = tokenizer(prompt, return_tensors="pt")
     assert sum(int(i) in tokenizer.all_special_ids for i in ids.input_ids[0]) == special
-    assert bool(tokenizer.chat_template) == (
-        name == "smollm2_135m"
-    )  # Instruct has one, the pretrained Gemma none
+    # Instruct has one, the pretrained Gemma none
+    assert bool(tokenizer.chat_template) == (name == "smollm2_135m")
     with torch.inference_mode():
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()) == answer
 
@@ -183,10 +185,19 @@ def test_hardware_is_resolved_by_capability() -> None:
     if not torch.cuda.is_available():
         assert (found.device, found.precision) == ("cpu", "float32")
         with pytest.raises(ConfigError, match="hardware=cpu"):
-            resolve_runtime(compose_config(["hardware=a800x4"]).hardware)
+            check_hardware(compose_config(["hardware=a800x4"]).hardware)
 
 
-# ---- adapters ---------------------------------------------------------------------------------------
+def test_a_profile_is_resolved_where_its_gpus_are_not() -> None:
+    """So that a plan for a server can be made on a laptop."""
+    found = resolve_runtime(compose_config(["hardware=a800x4"]).hardware)
+    assert (found.device, found.devices, found.precision) == ("cuda", 4, "bfloat16")
+    hardware = HardwareConfig(device="cuda", precision="auto")
+    if not torch.cuda.is_available():
+        assert resolve_runtime(hardware).precision == "bfloat16"
+
+
+# ---- adapters -----------------------------------------------------------------------------------
 
 
 @pytest.fixture

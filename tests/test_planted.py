@@ -1,5 +1,6 @@
-"""Planted truth: a target that computes what the source computes, in another basis. The right transfer is known exactly,
-and source + adapter must equal target + transferred adapter in every logit."""
+"""Planted truth: a target that computes what the source computes, in another basis. The right
+transfer is known exactly, and source + adapter must equal target + transferred adapter in every
+logit."""
 
 from __future__ import annotations
 
@@ -16,16 +17,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
 
 from conftest import Silent
-from paw.cli.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config
 from paw.models.adapters import Factors, attach, fused, made_for, read_adapter, write_adapter
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import linear_shapes, module_parts
 from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import calibrate
-from paw.transfer import match as layers
+from paw.transfer import match as matching
 from paw.transfer import transfer as transferring
-from paw.transfer.modules import aligned, by_index, by_layer
+from paw.transfer.controls import transfer_named
+from paw.transfer.model_pair import TextConfig
 from paw.transfer.spoil import SpoilStage, spoil
 
 KINDS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "gemma": GemmaConfig}
@@ -144,8 +146,9 @@ def planted(kind: str, tmp: Path, shape: Shape) -> tuple[Path, Path]:
 
 
 def attention(shape: Shape, g: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maps of queries, keys, values, and of what enters o_proj. Heads are permuted, groups as wholes; queries and keys are
-    turned by one complex number a frequency; with more groups the keys and values of a group stand there twice."""
+    """Maps of queries, keys, values, and of what enters o_proj. Heads are permuted, groups as
+    wholes; queries and keys are turned by one complex number a frequency; with more groups the keys
+    and values of a group stand there twice."""
     order = torch.randperm(GROUPS, generator=g).tolist()
     shared = HEADS // GROUPS
     heads = [
@@ -209,30 +212,26 @@ def varied_text(file: Path) -> Path:
 def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Path:
     """The stages as a run wires them, on calibration text without labels."""
     spoilt, method = method, "procrustes" if method in ("random", "negated") else method
-    config = replace(transfer_named(method, compose_config([]).transfer), **changes)
+    config = replace(transfer_named(method, compose_config([]).transfer), layers=by, **changes)
     inputs = {name: Input(tmp / name, name) for name in ("source", "target", "adapter")}
-    text = {"calibration": Input(varied_text(tmp / "text.txt"), "text")}
-    stage = calibrate.CalibrateStage(Runtime("float32"), [], 4000)
-    depths = [len(by_layer(linear_shapes(tmp / name))) for name in ("source", "target")]
+    inputs["calibration"] = Input(varied_text(tmp / "text.txt"), "text")
+    text = TextConfig(runtime=Runtime("float32"), positions=4000)
     if by == "cka":
-        stage.layers = list(
-            aligned(
-                layers.match(layers.MatchStage(stage), inputs | text, tmp, Silent())["similarity"]
-            )
-        )
-    else:
-        stage.layers = list(by_index(*depths))
+        matching.match(matching.MatchStage(text=text), inputs, tmp, Silent())
+        inputs["match"] = Input(tmp, "match")
     moments, folder = tmp / f"moments_{by}", tmp / f"{method}_{by}"
     folder.mkdir(exist_ok=True)
     if not moments.exists():  # shared by methods
         moments.mkdir()
-        calibrate.calibrate(stage, inputs | text, moments, Silent())
-    what = transferring.TransferStage(config, stage.layers, None, Runtime("float32"))
-    transferring.transfer(what, inputs | {"moments": Input(moments, "moments")}, folder, Silent())
+        stage = calibrate.CalibrateStage(text=text, layers=by)
+        calibrate.calibrate(stage, inputs, moments, Silent())
+    inputs["moments"] = Input(moments, "moments")
+    what = transferring.TransferStage(transfer=config, text=text, runtime=Runtime("float32"))
+    transferring.transfer(what, inputs, folder, Silent())
     if method != spoilt:
         out = tmp / f"{spoilt}_of_{method}_{by}"
         out.mkdir()
-        spoil(SpoilStage(spoilt, 0), {"adapter": Input(folder, "a")}, out, Silent())
+        spoil(SpoilStage(method=spoilt, seed=0), {"adapter": Input(folder, "a")}, out, Silent())
         return out
     return folder
 
@@ -248,7 +247,8 @@ def logits(model: Path, folder: Path | None = None) -> Tensor:
 
 
 def effect(tmp: Path, source: Path, target: Path) -> tuple[Tensor, float]:
-    """The logits of source + adapter, and how far the adapter moves them. The planted truth is one without it."""
+    """The logits of source + adapter, and how far the adapter moves them. The planted truth is one
+    without it."""
     plain, wanted = logits(source), logits(source, adapter(source, tmp / "adapter"))
     assert torch.allclose(plain, logits(target), atol=1e-5)
     return wanted, float((wanted - plain).abs().max())
@@ -262,7 +262,8 @@ SHAPES = {"equal": Shape(), "wider": Shape(width=48, neurons=96)}
 def test_a_turned_model_is_reached_by_the_maps_that_can(
     tmp_path: Path, kind: str, shape: str
 ) -> None:
-    """Stream turned (and widened), neurons and heads permuted, values mixed, queries and keys turned by frequency."""
+    """Stream turned (and widened), neurons and heads permuted, values mixed, queries and keys
+    turned by frequency."""
     source, target = planted(kind, tmp_path, SHAPES[shape])
     wanted, moved = effect(tmp_path, source, target)
     assert moved > 0.1
@@ -290,7 +291,8 @@ def test_a_turned_model_is_reached_by_the_maps_that_can(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stretched_spaces_and_repeated_keys_need_regression(tmp_path: Path, kind: str) -> None:
-    """Norm weights, heads scaled, values mixed by any invertible map, and a key-value group that stands there twice."""
+    """Norm weights, heads scaled, values mixed by any invertible map, and a key-value group that
+    stands there twice."""
     source, target = planted(kind, tmp_path, Shape(groups=HEADS, orthogonal=False))
     wanted, moved = effect(tmp_path, source, target)
     ridge, procrustes = (
@@ -361,7 +363,8 @@ def test_fused_projections_are_split_and_joined(tmp_path: Path) -> None:
 
 
 def test_self_transfer_is_the_identity(tmp_path: Path) -> None:
-    """To 1e-5 of ΔW. `anchored` keeps what lies in the span of a weight: everything, where the weight has full rank there."""
+    """To 1e-5 of ΔW. `anchored` keeps what lies in the span of a weight: everything, where the
+    weight has full rank there."""
     source, _ = planted("llama", tmp_path, Shape())
     shutil.rmtree(tmp_path / "target")
     shutil.copytree(source, tmp_path / "target")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,9 +15,9 @@ from paw.data.encode import EncodeStage
 from paw.models.adapters import WEIGHTS
 from paw.models.load import Runtime
 from paw.paths import embedded
-from paw.store import BEGUN, Input, Store, write_text
-from paw.training.module import curve
-from paw.training.train import TrainStage, train
+from paw.store import BEGUN, Context, Input, Store, write_text
+from paw.training.history import curve
+from paw.training.train import TrainResult, TrainStage, train
 
 STEPS, KILLED = 8, 5
 
@@ -42,27 +41,30 @@ class Training:
             "train.save_every=2",
         ]
         c = compose_config(["task=train", "experiment=demo", *size, *overrides])
-        self.config = TrainStage(c.adapter, c.train, Runtime(precision))
+        self.config = TrainStage(adapter=c.adapter, train=c.train, runtime=Runtime(precision))
         data, model = embedded("facts") / "train.jsonl", embedded("tiny_llama")
         store = Store(root / "store")
-        encode = EncodeStage(c.dataset, "train", "likelihood", False, False, 64, None, False)
-        inputs = {"data": store.file(data), "tokenizer": store.tokenizer(model)}
+        encode = EncodeStage(dataset=c.dataset, split="train", form="likelihood", max_length=64)
+        inputs = {"data": store.file(data), "tokenizer": Input(model, "llama's tokenizer")}
         rows = store.run(ENCODE, encode, inputs, Silent()).as_input()
         self.inputs = {"model": Input(model, "llama"), "rows": rows}
         self.root = root
 
-    def run(self, name: str, watch: Silent | None = None) -> tuple[Path, dict[str, Any]]:
-        """The finished adapter's folder, and its result. The same name goes on where it was stopped."""
+    def run(self, name: str, watch: Silent | None = None) -> tuple[Path, TrainResult]:
+        """The finished adapter's folder, and its result. The same name goes on where it was
+        stopped."""
         out, unfinished = self.root / name, self.root / f"{name}.unfinished"
         for folder in (out, unfinished):
             folder.mkdir(exist_ok=True)
         write_text(unfinished / BEGUN, "{}")
-        return out, train(self.config, self.inputs, out, watch or Silent(), unfinished)
+        context = Context(watch or Silent(), unfinished)
+        return out, train(self.config, self.inputs, out, context)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_gradients_are_clipped_before_the_step(precision: str, tmp_path: Path) -> None:
-    """Seen by the optimizer itself: unscaled gradients, of the norm that was asked for and no larger."""
+    """Seen by the optimizer itself: unscaled gradients, of the norm that was asked for and no
+    larger."""
     norms: list[float] = []
 
     def seen(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -139,12 +141,13 @@ def test_a_stopped_training_goes_on_to_the_byte(
 
 
 def test_steps_that_float16_leaves_out_are_counted(tmp_path: Path) -> None:
-    """The gradients of p-tuning's network overflow at the scale that torch starts with: seen by the optimizer itself."""
+    """The gradients of p-tuning's network overflow at the scale that torch starts with: seen by the
+    optimizer itself."""
     taken: list[int] = []
     hook = register_optimizer_step_post_hook(lambda *_: taken.append(1))
     try:
         _, result = Training(tmp_path, "float16", "adapter=p_tuning").run("out")
     finally:
         hook.remove()
-    assert 0 < result["skipped"] == STEPS - len(taken)
-    assert result["steps"] == STEPS
+    assert 0 < result.skipped == STEPS - len(taken)
+    assert result.steps == STEPS

@@ -1,4 +1,5 @@
-"""A stage runs once per config, inputs and version; failures and killed processes leave nothing that looks finished."""
+"""A stage runs once per config, inputs and version; failures and killed processes leave nothing
+that looks finished."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,8 @@ import pytest
 from conftest import Silent
 from paw.config.checks import transient
 from paw.errors import StageError
-from paw.store import BEGUN, Artifact, Input, Stage, Store
-
-STAGE = Stage("work", "1", "test_store:work")
+from paw.graph import Execution, Step, execute
+from paw.store import BEGUN, Artifact, Busy, Claims, Context, Holder, Input, Stage, Store, claim
 
 
 @dataclass
@@ -36,7 +38,16 @@ class Grown(Config):
     added: str = "default"
 
 
-def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Result:
+    loss: float = 0.0
+    before: int = 0
+
+
+STAGE = Stage("work", "1", "test_store:work", config=Config, result=Result)
+
+
+def work(config: Config, inputs: Mapping[str, Input], out: Path, context: Context) -> Result:
     with open(out.parent / "calls", "a") as f:
         f.write("x")
     time.sleep(float(os.environ.get("SLEEP", "0")))
@@ -47,7 +58,7 @@ def work(config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent) 
         raise ValueError("diverged")
     if os.environ.get("KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return {"loss": config.lr}
+    return Result(loss=config.lr)
 
 
 @pytest.fixture
@@ -73,7 +84,7 @@ def test_runs_once_and_says_what_it_cost(store: Store) -> None:
     first, second = go(store), go(store)
     assert first.path == second.path
     assert (first.reused, second.reused, calls(store)) == (False, True, 1)
-    assert second.result == {"loss": 0.1}
+    assert second.result == Result(loss=0.1)
     assert second.cost == first.cost
     assert (first.cost["ram_mib"] or 0) > 10
 
@@ -84,7 +95,7 @@ def test_transient_fields_and_new_defaults_keep_the_key(store: Store) -> None:
 
 
 def test_config_and_version_change_it(store: Store) -> None:
-    version = Stage("work", "2", "test_store:work")
+    version = replace(STAGE, version="2")
     assert (
         len(
             {
@@ -156,7 +167,8 @@ def test_force_runs_again_once_a_run_and_keeps_one_artifact(store: Store) -> Non
 def test_what_a_forced_stage_makes_anew_is_seen_downstream(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same key with other content (mended code, another GPU): whatever reads it runs again; equal content is reused."""
+    """The same key with other content (mended code, another GPU): whatever reads it runs again;
+    equal content is reused."""
     first = go(store)
     down = store.run(STAGE, Config(steps=1), {"up": first.as_input()}, Silent())
     same = go(Store(store.root, force=["work"]))
@@ -197,8 +209,11 @@ def test_a_killed_process_leaves_no_result_and_no_rubbish(
 
 def test_four_processes_compute_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLEEP", "1")
+    step = Step(stage=STAGE, name="work", config=Config(lr=0.7), inputs={})
     processes = [
-        multiprocessing.get_context("fork").Process(target=go, args=(store, Config(lr=0.7)))
+        multiprocessing.get_context("fork").Process(
+            target=lambda: execute(Execution([step], store), Silent())
+        )
         for _ in range(4)
     ]
     for p in processes:
@@ -223,7 +238,8 @@ def test_a_damaged_manifest_is_not_a_result(store: Store) -> None:
 def test_what_a_killed_process_left_is_gone_before_and_after_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers of processes come again, above all in containers: what lies there may bear the very name that is needed."""
+    """Numbers of processes come again, above all in containers: what lies there may bear the very
+    name that is needed."""
     monkeypatch.setenv("KILL", "1")
     process = multiprocessing.get_context("fork").Process(target=go, args=(store,))
     process.start()
@@ -274,7 +290,7 @@ def test_a_manifest_says_what_made_the_artifact(store: Store, tmp_path: Path) ->
         "work",
         "1",
         {"lr": 0.7},
-        {"loss": 0.7},
+        {"loss": 0.7, "before": 0},
     )
     assert found["inputs"] == {"data": hashlib.sha256(b"one").hexdigest()}
     assert found["paths"] == {"data": str(file)}
@@ -291,7 +307,8 @@ def test_a_manifest_says_what_made_the_artifact(store: Store, tmp_path: Path) ->
 
 
 def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: Path) -> None:
-    """Larger than what is read at once; a file's name counts, and so do folders below; a hub client's notes do not."""
+    """Larger than what is read at once; a file's name counts, and so do folders below; a hub
+    client's notes do not."""
     big = b"0123456789abcdef" * 200_000
     file = tmp_path / "big.bin"
     file.write_bytes(big)
@@ -313,41 +330,28 @@ def test_a_content_is_all_bytes_of_all_files_that_count(store: Store, tmp_path: 
     assert found[0] == found[3]
 
 
-def go_on(
-    config: Config, inputs: Mapping[str, Input], out: Path, watch: Silent, unfinished: Path
-) -> dict[str, Any]:
+def go_on(config: Config, inputs: Mapping[str, Input], out: Path, context: Context) -> Result:
     """A stage that resumes: every attempt counts what those before it have left."""
     (out / "weights.bin").write_bytes(b"w")
-    found = [p.name for p in unfinished.glob("try*")]
-    (unfinished / f"try{len(found)}").write_text("x")
+    found = [p.name for p in context.unfinished.glob("try*")]
+    (context.unfinished / f"try{len(found)}").write_text("x")
     if len(found) < 2:
         raise ValueError("not yet")
-    return {"before": len(found)}
+    return Result(before=len(found))
 
 
 def test_what_a_stage_goes_on_with_survives_failures_and_goes_with_success(store: Store) -> None:
-    stage = Stage("work", "1", "test_store:go_on", resumes=True)
+    stage = replace(STAGE, function="test_store:go_on", resumes=True)
     for _ in range(2):
         with pytest.raises(ValueError, match="not yet"):
             go(store, stage=stage)
         [left] = [p for p in (store.root / "work").iterdir() if p.is_dir()]
         assert json.loads((left / BEGUN).read_text())["stage"] == "work"
-    assert go(store, stage=stage).result == {"before": 2}
+    assert go(store, stage=stage).result == Result(before=2)
     assert len(artifacts(store)) == 1
 
 
-def test_a_tokenizer_is_known_by_its_files_alone(store: Store, tmp_path: Path) -> None:
-    found = []
-    for name, tokens, weights in (("a", "x", "1"), ("b", "x", "2"), ("c", "y", "1")):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "tokenizer.json").write_text(tokens)
-        (folder / "model.safetensors").write_text(weights)
-        found.append(store.tokenizer(folder).fingerprint)
-    assert found[0] == found[1] != found[2]
-
-
-def test_who_waits_for_another_process_is_told(
+def test_who_asks_for_what_another_process_makes_is_told_who_it_is(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLEEP", "1.5")
@@ -355,12 +359,130 @@ def test_who_waits_for_another_process_is_told(
     process.start()
     while not (store.root / "work" / "calls").is_file():
         time.sleep(0.01)
-    watch = Silent()
-    done = store.run(STAGE, Config(), {}, watch)
+    with pytest.raises(Busy, match=f"process {process.pid} on {socket.gethostname()}"):
+        store.run(STAGE, Config(), {}, Silent())
     process.join()
-    assert done.reused
+    assert store.run(STAGE, Config(), {}, Silent()).reused
     assert calls(store) == 1
-    assert watch.said == ["another process is making this; waiting for it"]
+    assert list((store.root / "work").glob("*.claim*")) == []
+
+
+# ---- claims ---------------------------------------------------------------------------------
+
+
+def holds(file: Path, beat: float, ready: Any) -> None:
+    claim = Claims(beat=beat).take(file)
+    assert claim is not None
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Path, multiprocessing.process.BaseProcess]]:
+    """A claim that another process holds."""
+    context, file = multiprocessing.get_context("fork"), tmp_path / "x.claim"
+    ready = context.Event()
+    process = context.Process(target=holds, args=(file, 0.2, ready))
+    process.start()
+    assert ready.wait(10)
+    yield file, process
+    process.kill()
+    process.join()
+
+
+def test_a_claim_has_one_holder_until_it_is_given_back(tmp_path: Path) -> None:
+    mine = Claims().take(tmp_path / "x.claim")
+    assert mine is not None
+    assert Claims().take(tmp_path / "x.claim") is None
+    mine.release()
+    assert not (tmp_path / "x.claim").exists()
+    assert Claims().take(tmp_path / "x.claim") is not None
+
+
+def test_a_living_process_of_this_host_is_never_dead(held: Any) -> None:
+    """However long it was silent: a stage may hold the interpreter for minutes."""
+    file, process = held
+    claims = Claims(timeout=0.0)
+    os.kill(process.pid, signal.SIGSTOP)
+    for _ in range(3):
+        assert claims.take(file) is None
+        time.sleep(0.3)
+    os.kill(process.pid, signal.SIGCONT)
+
+
+def test_a_killed_process_of_this_host_is_dead_at_once(held: Any) -> None:
+    file, process = held
+    assert Claims().holder(file) is not None
+    process.kill()  # and not waited for: a zombie is dead, too
+    began = time.monotonic()
+    while (claim := Claims().take(file)) is None:
+        assert time.monotonic() - began < 2
+    claim.release()
+
+
+def test_a_number_that_is_used_again_is_another_process(tmp_path: Path) -> None:
+    """In containers numbers come again: this very process has the dead one's."""
+    file = tmp_path / "x.claim"
+    holder = Holder(claim.place(), os.getpid(), 12345.0, "dead")
+    file.write_text(json.dumps(asdict(holder)))
+    assert Claims().take(file) is not None
+
+
+@pytest.mark.parametrize("where", ["elsewhere/1", None])
+def test_a_holder_elsewhere_is_dead_when_its_heart_has_not_beaten_for_the_time_out(
+    where: str | None, tmp_path: Path
+) -> None:
+    """By the waiter's own clock, whatever that of the file system says; and so is one that died as
+    it wrote its name."""
+    file = tmp_path / "x.claim"
+    holder = json.dumps(asdict(Holder(where or "", os.getpid(), 0.0, "token")))
+    file.write_text(holder if where else holder[:20])
+    os.utime(file, (0, 0))  # a clock that is fifty years slow
+    claims, began = Claims(timeout=1.0), time.monotonic()
+    while time.monotonic() - began < 2.0:  # as long as it beats
+        os.utime(file, (time.monotonic(),) * 2)
+        assert claims.take(file) is None
+        time.sleep(0.1)
+    silent = time.monotonic()
+    while (mine := claims.take(file)) is None:
+        time.sleep(0.05)
+    assert 0.8 <= time.monotonic() - silent < 3.0  # it was last seen a moment before
+    mine.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_that_take_over_one_has_it(tmp_path: Path) -> None:
+    file = tmp_path / "x.claim"
+    for _ in range(20):
+        file.write_text(json.dumps(asdict(Holder(claim.place(), 2**30, 0.0, "dead"))))
+        with ThreadPoolExecutor(16) as pool:
+            taken = list(pool.map(lambda _: Claims().take(file), range(16)))
+        assert sum(t is not None for t in taken) == 1
+        for t in taken:
+            if t is not None:
+                t.release()
+
+
+def test_a_holder_that_was_taken_over_does_not_give_back_what_is_no_longer_its(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "x.claim"
+    first = Claims(beat=0.05).take(file)
+    assert first is not None
+    other = json.dumps(asdict(Holder("elsewhere/1", 1, 0.0, "other")))
+    file.write_text(other)
+    os.utime(file, (1, 1))
+    time.sleep(0.3)
+    assert file.stat().st_mtime == 1, "it must not keep another's claim alive"
+    first.release()
+    assert file.read_text() == other
+
+
+def test_its_heart_beats(held: Any) -> None:
+    file, _ = held
+    before = file.stat().st_mtime_ns
+    time.sleep(0.7)
+    assert file.stat().st_mtime_ns > before
 
 
 def test_lists_in_a_config_count_in_their_order(store: Store) -> None:

@@ -1,4 +1,5 @@
-"""What a step is: packed rows equal to padded ones, shares that add up, LoRA's fused sum equal to PEFT's."""
+"""What a step is: packed rows equal to padded ones, shares that add up, LoRA's fused sum equal to
+PEFT's."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def gradients(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
     packing.use(model.get_base_model()) if packed else packing.undo(model.get_base_model())
-    # filled up in float64, Gemma 2's own mask overflows where a window holds nothing but filling: its rows go one by one
+    # filled up in float64, Gemma 2's own mask overflows where a window holds nothing but filling:
+    # its rows go one by one
     alone = not packed and model.config.model_type == "gemma2"
     loss = sum(
         Answers(0, packed).total(model, part) for part in ([[r] for r in rows] if alone else [rows])
@@ -182,7 +184,8 @@ def test_shares_of_a_step_add_up_to_its_mean(
         assert sorted(len(r.ids) for m in parts for r in m.rows) == sorted(
             lengths[i] for i in picked
         )
-        # Lightning divides by micro-batches, gradients are averaged over processes: what is left is a mean over all tokens
+        # a step takes the mean over micro-batches, gradients are averaged over processes: what is
+        # left is a mean over all tokens
         weight = sum(
             m.weight / accumulate / world * sum(map(objective.count, m.rows)) for m in parts
         )

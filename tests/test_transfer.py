@@ -1,9 +1,12 @@
-"""The two-map engine: directions, exactness, invariances, placebos; and a real transfer on the embedded pair."""
+"""The two-map engine: directions, exactness, invariances, placebos; and a real transfer on the
+embedded pair."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,40 +19,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import Silent
-from paw.cli.compose import compose_config, transfer_named
+from paw.cli.compose import compose_config
 from paw.data.load import examples
-from paw.errors import TransferError
+from paw.errors import ConfigError, TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
 from paw.models.layout import Heads, Part, heads
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
 from paw.store import Input
-from paw.transfer import activations, anchors, calibrate, linalg
-from paw.transfer import match as layers
+from paw.transfer import activations, anchors, calibrate, evidence, figures, linalg, model_pair
+from paw.transfer import match as matching
 from paw.transfer import transfer as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
 from paw.transfer.config import TransferConfig
+from paw.transfer.controls import transfer_named
+from paw.transfer.gate import gate
+from paw.transfer.layers import by_index, proportional, spread
 from paw.transfer.maps import Eye, Product
-from paw.transfer.methods import Placebo, method_named, per_head, shift
+from paw.transfer.methods import copy, method_named, per_head, ridge, shift
+from paw.transfer.model_pair import ModelPair, TextConfig
 from paw.transfer.modules import (
     ROLES,
     UPDATE,
     Layers,
     Place,
-    by_index,
     by_layer,
     layer_of,
     moments_bytes,
     pair_names,
-    proportional,
-    spread,
 )
 from paw.transfer.pairing import Pair, Side, Site
+from paw.transfer.prefetch import module_pairs
 from paw.transfer.report import _bars, _draw, write_report
 from paw.transfer.verdict import feasibility, mean
 
 TINY = {name: embedded(name) for name in ("tiny_llama", "tiny_qwen2")}
+TEXT = {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
+RUNTIME = Runtime("float32")
+
+
+def models(source: str, target: str) -> dict[str, Input]:
+    return {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
+
+
+def text(positions: int, **changes: Any) -> TextConfig:
+    return TextConfig(runtime=RUNTIME, positions=positions, **changes)
 
 
 def orthogonal(n: int, seed: int) -> torch.Tensor:
@@ -79,11 +94,13 @@ def pair(x_s: torch.Tensor, x_t: torch.Tensor, w_s: torch.Tensor, w_t: torch.Ten
     return Pair(side(w_s), side(w_t), sites)
 
 
-# ---- matrix functions -------------------------------------------------------------------------------
+# ---- matrix functions
+# -------------------------------------------------------------------------------
 
 
 def test_procrustes_points_the_right_way() -> None:
-    """x_s = Q x_t is recovered as T_in with x_s ≈ T_in x_t; the transpose would be the inverse map."""
+    """x_s = Q x_t is recovered as T_in with x_s ≈ T_in x_t; the transpose would be the inverse
+    map."""
     x_t, q = torch.randn(200, 12, generator=torch.Generator().manual_seed(0)), orthogonal(12, 1)
     x_s = x_t @ q.T
     assert torch.allclose(site(x_s, x_t).procrustes, q, atol=1e-4)
@@ -136,7 +153,8 @@ def test_eye_is_the_identity_cut_or_filled(rows: int, columns: int, r: int) -> N
     assert torch.equal(Product((dense,)).left(b), dense @ b)
 
 
-# ---- methods ----------------------------------------------------------------------------------------
+# ---- methods
+# ----------------------------------------------------------------------------------------
 
 
 @cache
@@ -146,12 +164,12 @@ def defaults() -> TransferConfig:
 
 def moved(method: str, p: Pair, factors: Factors, **changes: object) -> Factors:
     """By a method; or by procrustes, then spoilt."""
-    found = method_named(method)
-    if isinstance(found, Placebo):
+    found: Any = method_named(method)
+    if getattr(found, "spoil", None):
         real = moved("procrustes", p, factors, **changes)
         return Factors(*found.spoil(real.a, real.b, torch.Generator().manual_seed(0)))
     config = replace(transfer_named(method, defaults()), **changes)  # type: ignore[arg-type]
-    return transferring._move(p, factors, found, config)[0]  # type: ignore[arg-type]
+    return transferring._move(p, factors, found.maps, config)[0]
 
 
 def factors(out: int, into: int, r: int = 3, seed: int = 5) -> Factors:
@@ -194,7 +212,8 @@ def test_self_transfer_is_the_identity() -> None:
 
 
 def test_projections_keep_what_lies_in_the_targets_subspaces() -> None:
-    """Of a model to itself lora_x and frobenius keep one part of an adapter; of a rotated one anchored finds that part."""
+    """Of a model to itself lora_x and frobenius keep one part of an adapter; of a rotated one
+    anchored finds that part."""
     generator = torch.Generator().manual_seed(0)
     q_in, q_out, w_s = orthogonal(12, 1), orthogonal(8, 2), torch.randn(8, 12, generator=generator)
     x_s, f = torch.randn(500, 12, generator=generator), factors(8, 12)
@@ -318,7 +337,8 @@ def test_gains() -> None:
     assert twice.norm() == pytest.approx(2 * once.norm(), rel=1e-4)
 
 
-# ---- pairing ----------------------------------------------------------------------------------------
+# ---- pairing
+# ----------------------------------------------------------------------------------------
 
 
 def test_layers_and_modules_are_paired_by_depth_and_role() -> None:
@@ -349,7 +369,8 @@ def test_positions_of_two_tokenizers_end_at_the_same_character() -> None:
         pair_texts([""], s, t, 10)
 
 
-# ---- a real transfer --------------------------------------------------------------------------------
+# ---- a real transfer
+# --------------------------------------------------------------------------------
 
 
 def random_adapter(model: str, folder: Path, seed: int = 0) -> Path:
@@ -366,6 +387,15 @@ def random_adapter(model: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+@contextmanager
+def matched_as(layers: Layers | None) -> Iterator[None]:
+    """Inside, the stages take these layers instead of those that they would match."""
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (calibrate, transferring) if layers is not None else ():
+            patch.setattr(stage, "matched_layers", lambda *_: layers)
+        yield
+
+
 def run(
     tmp_path: Path,
     source: str,
@@ -374,29 +404,23 @@ def run(
     streaming: bool = False,
     layers: Layers | None = None,
     name: str = "out",
-    shuffle: int | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    runtime, text = (
-        Runtime("float32"),
-        {"calibration": Input(embedded("facts") / "calibration.txt", "text")},
+) -> tuple[Path, transferring.TransferResult]:
+    """Both stages. `layers` instead of those that the configuration matches."""
+    inputs = models(source, target) | {"adapter": Input(tmp_path / "adapter", "adapter")} | TEXT
+    seen, out, moments = (
+        text(config.positions),
+        tmp_path / f"{name}{streaming}",
+        tmp_path / "moments",
     )
-    models = {"source": Input(TINY[source], source), "target": Input(TINY[target], target)}
-    layers = layers or proportional(
-        *(len(by_layer(linear_shapes(TINY[name]))) for name in (source, target))
-    )
-    seen = calibrate.CalibrateStage(runtime, list(layers), config.positions, shuffle)
-    known = text
-    if not streaming:
-        moments = tmp_path / "moments"
-        moments.mkdir(exist_ok=True)
-        calibrate.calibrate(seen, models | text, moments, Silent())
-        known = {"moments": Input(moments, "moments")}
-    out = tmp_path / f"{name}{streaming}"
-    out.mkdir()
-    stage = transferring.TransferStage(config, list(layers), seen if streaming else None, runtime)
-    return out, transferring.transfer(
-        stage, models | known | {"adapter": Input(tmp_path / "adapter", "adapter")}, out, Silent()
-    )
+    with matched_as(layers):
+        if not streaming:
+            moments.mkdir(exist_ok=True)
+            whole = calibrate.CalibrateStage(text=seen, spread=config.spread)
+            calibrate.calibrate(whole, inputs, moments, Silent())
+            inputs["moments"] = Input(moments, "moments")
+        out.mkdir()
+        what = transferring.TransferStage(transfer=config, text=seen, runtime=RUNTIME)
+        return out, transferring.transfer(what, inputs, out, Silent())
 
 
 QUICK = {"positions": 2000}
@@ -404,11 +428,12 @@ QUICK = {"positions": 2000}
 
 @pytest.mark.parametrize("method", ["procrustes", "pad_truncate"])
 def test_self_transfer_of_a_real_model_is_the_identity(tmp_path: Path, method: str) -> None:
-    """For any adapter, also outside the span that the text shows (a regression can only be right inside it)."""
+    """For any adapter, also outside the span that the text shows (a regression can only be right
+    inside it)."""
     random_adapter("tiny_llama", tmp_path / "adapter")
     config = replace(transfer_named(method, compose_config([]).transfer), **QUICK)  # type: ignore[arg-type]
     out, result = run(tmp_path, "tiny_llama", "tiny_llama", config)
-    assert result["coverage"] == 1.0
+    assert result.coverage == 1.0
     before, after = read_adapter(tmp_path / "adapter"), read_adapter(out)
     for name, old in before.items():
         assert (after[name].b @ after[name].a - old.b @ old.a).norm() < 2e-3 * old.norm(), name
@@ -435,7 +460,7 @@ def test_streaming_in_groups_and_reading_ahead_equal_moments_kept(tmp_path: Path
         run(tmp_path, "tiny_llama", "tiny_qwen2", replace(config, workers=1 + 2 * s), streaming=s)
         for s in (False, True)
     )
-    assert report["target_modules"] == 35
+    assert report.target_modules == 35
     one, two = read_adapter(kept), read_adapter(streamed)
     for name in one:
         assert torch.allclose(one[name].b @ one[name].a, two[name].b @ two[name].a, atol=1e-4), name
@@ -452,7 +477,7 @@ def test_report_and_gate(tmp_path: Path) -> None:
     passed = {r["target"] for r in rows if r["excess"] >= 0.1}
     assert 0 < len(passed) < 35
     assert set(read_adapter(out)) == passed == {r["target"] for r in rows if r["transferred"]}
-    assert result["target_modules"] == len(passed)
+    assert result.target_modules == len(passed)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "adapter").symlink_to(tmp_path / "adapter")
     with pytest.raises(TransferError, match="lets no module through"):
@@ -481,7 +506,8 @@ def test_mixtures_of_experts_are_refused() -> None:
         by_layer([f"model.layers.0.mlp.experts.{i}.up_proj" for i in range(2)])
 
 
-# ---- what a method's number means -------------------------------------------------------------------
+# ---- what a method's number means
+# -------------------------------------------------------------------
 
 
 def test_a_penalty_is_a_share_of_the_mean_diagonal() -> None:
@@ -498,7 +524,8 @@ def test_a_penalty_is_a_share_of_the_mean_diagonal() -> None:
 
 
 def test_shuffled_positions_come_from_all_texts() -> None:
-    """Texts of one word each, known by it. Turned round inside batches of four, a quarter would still meet their own text."""
+    """Texts of one word each, known by it. Turned round inside batches of four, a quarter would
+    still meet their own text."""
     model = load_model(TINY["tiny_llama"], Runtime("float32"))
     texts, each = 40, 10
     paired = [
@@ -545,7 +572,7 @@ def test_a_modules_row_has_the_numbers_of_the_dense_matrices() -> None:
     p, f = pair(x_s, x_t, w_s, w_t), factors(8, 12)
     t_in, t_out = p.reads.ridge_to_source(0.3), p.writes.ridge_to_target(0.3)
     config = replace(transfer_named("ridge", compose_config([]).transfer), gain="none", penalty=0.3)  # type: ignore[call-arg]
-    new, row = transferring._move(p, f, method_named("ridge"), config, 0.5)  # type: ignore[arg-type]
+    new, row = transferring._move(p, f, ridge.maps, config, 0.5)
     mapped = t_out @ f.b @ f.a @ t_in
     assert torch.allclose(new.b @ new.a, 0.5 * mapped, atol=1e-5)
     delta, after = f.b @ f.a, 0.5 * mapped
@@ -578,10 +605,10 @@ def test_phi_is_the_overlap_of_the_weights_as_they_are() -> None:
     w_s, w_t, x = (torch.randn(n, 12, generator=generator) for n in (8, 8, 99))
     (u_s, _, v_s), (u_t, _, v_t) = (torch.linalg.svd(w) for w in (w_s, w_t))
     sides = (u_s[:, :4].T @ u_t[:, :4], v_s[:4] @ v_t[:4].T)
-    assert transferring._phi(pair(x, x, w_s, w_t)) == pytest.approx(
+    assert figures.phi(pair(x, x, w_s, w_t)) == pytest.approx(
         float(sum(m.square().sum() for m in sides)) / 8, rel=1e-4
     )
-    assert transferring._phi(pair(x, x, w_s, w_s)) == pytest.approx(1.0, rel=1e-4)
+    assert figures.phi(pair(x, x, w_s, w_s)) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
@@ -592,7 +619,7 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
             {"target": f"model.layers.{i}.mlp.up_proj", "similarity": raw, "excess": over}
             for i, (raw, over) in enumerate(found)
         ]
-        left = transferring._gate(rows, replace(config, similarity=scale))
+        left = gate(rows, replace(config, similarity=scale))
         assert [r["transferred"] for r in rows] == passed, scale
         for threshold, count in left.items():
             assert count == sum(
@@ -600,11 +627,9 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
                 for row in rows
             )
         assert left["0.3"] == 2
-    with pytest.raises(
-        TransferError,
-        match=r"similarity_threshold=0\.6 lets no module through \(the largest raw similarity is 0\.5\)",
-    ):
-        transferring._gate(rows, replace(config, similarity="raw", similarity_threshold=0.6))
+    best = r"0\.6 lets no module through \(the largest raw similarity is 0\.5\)"
+    with pytest.raises(TransferError, match=rf"similarity_threshold={best}"):
+        gate(rows, replace(config, similarity="raw", similarity_threshold=0.6))
     # of a layer the mean counts, not the sum: three of .5 are less than .6 and .7
     modules = [
         (0, "q_proj", 0.5),
@@ -617,9 +642,7 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
         {"target": f"model.layers.{layer}.self_attn.{m}", "similarity": s}
         for layer, m, s in modules
     ]
-    transferring._gate(
-        rows, replace(config, similarity="raw", similarity_threshold=0.0, keep_top=0.5)
-    )
+    gate(rows, replace(config, similarity="raw", similarity_threshold=0.0, keep_top=0.5))
     assert [r["transferred"] for r in rows] == [False, False, False, True, True]
 
 
@@ -644,12 +667,13 @@ def test_the_report_has_means_of_roles_and_what_was_left_out(tmp_path: Path) -> 
         }
         for i, n in enumerate(names)
     ]
-    figures = {"method": "ridge", "feasibility": "align", "why": "Because.", "target_modules": 3}
-    figures |= {"coverage": 0.75, "target_coverage": 0.08, "left": {"0.1": 4, "0.45": 2}}
-    write_report(tmp_path, rows, figures, [(0, 0), (1, 1)], None)
+    told = {"method": "ridge", "feasibility": "align", "why": "Because.", "target_modules": 3}
+    told |= {"coverage": 0.75, "target_coverage": 0.08, "left": {"0.1": 4, "0.45": 2}}
+    write_report(tmp_path, rows, told, [(0, 0), (1, 1)], None)
     text = (tmp_path / "report.md").read_text()
     assert text.startswith(
-        "# Transfer by ridge\n\n**align**: Because.\n\n3 modules, 75% of the adapter's and 8% of the target's."
+        "# Transfer by ridge\n\n**align**: Because.\n\n3 modules, 75% of the adapter's and 8% of "
+        "the target's."
     )
     assert f"Not transferred, by the gate: {names[2]}." in text
     assert "Modules that a threshold leaves: 4 at 0.1, 2 at 0.45 (" in text
@@ -686,7 +710,7 @@ def test_the_report_has_means_of_roles_and_what_was_left_out(tmp_path: Path) -> 
     write_report(
         tmp_path,
         [r | {"kept_energy": None, "r2_in": None, "transferred": True} for r in rows],
-        figures,
+        told,
         [(0, 0)],
         None,
     )
@@ -726,7 +750,8 @@ def test_the_picture_has_a_bar_and_two_marks_a_module() -> None:
 
 
 def test_the_verdicts_limits_count_as_reached() -> None:
-    """Half of the way from chance is related, a fifth of the variance is aligned; means are of those that have a number."""
+    """Half of the way from chance is related, a fifth of the variance is aligned; means are of
+    those that have a number."""
     shaped = {"phi": 0.625, "chance": 0.25, "r2_in": 0.2, "r2_out": 0.9}
     assert feasibility([shaped])[0] == "copy"
     word, why = feasibility([shaped | {"phi": 0.62}])
@@ -741,7 +766,8 @@ def test_the_verdicts_limits_count_as_reached() -> None:
 
 
 def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
-    """Coverage counts the adapter's modules that were used, the target's share all modules that it has."""
+    """Coverage counts the adapter's modules that were used, the target's share all modules that it
+    has."""
     folder = random_adapter("tiny_llama", tmp_path / "adapter")
     kept = {n: f for n, f in read_adapter(folder).items() if "q_proj" in n or "up_proj" in n}
     write_adapter(folder, kept, None)
@@ -750,8 +776,8 @@ def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
     )  # type: ignore[arg-type]
     matched = [(0, 0), (2, 1), (2, 4)]
     out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config, layers=matched)
-    assert (len(kept), result["coverage"], result["target_modules"]) == (8, 0.5, 6)
-    assert result["target_coverage"] == pytest.approx(6 / 35)
+    assert (len(kept), result.coverage, result.target_modules) == (8, 0.5, 6)
+    assert result.target_coverage == pytest.approx(6 / 35)
     rows = json.loads((out / "report.json").read_text())["modules"]
     assert {(r["source"], r["target"]) for r in rows} == {
         (f"model.layers.{s}.{m}", f"model.layers.{t}.{m}")
@@ -759,8 +785,8 @@ def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
         for m in ("self_attn.q_proj", "mlp.up_proj")
     }
     for key in ("similarity", "chance", "kept_energy"):
-        assert result[key] == pytest.approx(np.mean([r[key] for r in rows]))
-    assert result["similarity"] == pytest.approx(1.0, abs=1e-3)  # by construction
+        assert getattr(result, key) == pytest.approx(np.mean([r[key] for r in rows]))
+    assert result.similarity == pytest.approx(1.0, abs=1e-3)  # by construction
     divided, _ = run(
         tmp_path,
         "tiny_llama",
@@ -777,29 +803,18 @@ def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
 
 
 def test_what_a_calibration_says_of_itself(tmp_path: Path) -> None:
-    runtime, text = (
-        Runtime("float32"),
-        {"calibration": Input(embedded("facts") / "calibration.txt", "text")},
-    )
-    models = {
-        name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))
-    }
-    watch = Silent()
-    found = calibrate.calibrate(
-        calibrate.CalibrateStage(runtime, [(0, 0)], 600), models | text, tmp_path, watch
-    )
+    inputs, watch = models("tiny_llama", "tiny_qwen2") | TEXT, Silent()
+    found = calibrate.calibrate(calibrate.CalibrateStage(text=text(600)), inputs, tmp_path, watch)
     lines = (embedded("facts") / "calibration.txt").read_text().splitlines()
     texts = pair_texts(
         lines, load_tokenizer(TINY["tiny_llama"]), load_tokenizer(TINY["tiny_qwen2"]), 600
     )
-    assert (found["positions"], found["texts"]) == (600, len(texts))
-    assert 40 <= found["held"] <= 60  # a tenth, in whole texts
-    size = (tmp_path / calibrate.MOMENTS).stat().st_size / 2**20
-    assert found["mib"] == pytest.approx(size, abs=0.06)
+    assert (found.positions, found.texts) == (600, len(texts))
+    assert 40 <= found.held <= 60  # a tenth, in whole texts
+    size = (tmp_path / evidence.MOMENTS).stat().st_size / 2**20
+    assert found.mib == pytest.approx(size, abs=0.06)
     assert not watch.said
-    calibrate.calibrate(
-        calibrate.CalibrateStage(runtime, [(0, 0)], 200), models | text, tmp_path, watch
-    )
+    calibrate.calibrate(calibrate.CalibrateStage(text=text(200)), inputs, tmp_path, watch)
     assert "200 positions are few" in watch.said[0]
 
 
@@ -836,7 +851,7 @@ def test_memory_decides_how_many_layers_are_streamed_at_once() -> None:
     names = [
         (f"model.layers.{i}.self_attn.{m}",) * 2 for i in range(3) for m in ("q_proj", "v_proj")
     ]
-    groups = [list(g) for g in calibrate._groups(names[::-1], 2)]
+    groups = [list(g) for g in evidence._groups(names[::-1], 2)]
     assert [sorted({layer_of(t)[0] for _, t in g}) for g in groups] == [[0, 1], [2]]
     assert sorted(p for g in groups for p in g) == sorted(names)
     (q_out, n), (v_out, _) = (shapes[f"model.layers.0.self_attn.{m}"] for m in ("q_proj", "v_proj"))
@@ -848,7 +863,8 @@ def test_memory_decides_how_many_layers_are_streamed_at_once() -> None:
 
 
 def test_spaces_are_seen_where_they_are_said_to_be() -> None:
-    """Held against the hidden states that the model itself gives out: what enters a layer, what it adds, what leaves it."""
+    """Held against the hidden states that the model itself gives out: what enters a layer, what it
+    adds, what leaves it."""
     model, s = (
         load_model(TINY["tiny_llama"], Runtime("float32")),
         load_tokenizer(TINY["tiny_llama"]),
@@ -886,19 +902,19 @@ def test_letters_of_byte_level_vocabularies_are_gpt2s() -> None:
 def test_hsic_is_the_unbiased_estimator() -> None:
     """Its definition over all tuples of distinct samples (Song et al. 2012, theorem 3)."""
     x, y = (torch.randn(7, 3, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    k, other = layers._gram([x[:4], x[4:]]), layers._gram([y])
+    k, other = matching._gram([x[:4], x[4:]]), matching._gram([y])
     outer = x.double() @ x.double().T
     assert torch.allclose(k, outer - torch.diag(outer.diagonal()))
     pairs, triples, fours = (list(itertools.permutations(range(7), n)) for n in (2, 3, 4))
     direct = np.mean([k[i, j] * other[i, j] for i, j in pairs])
     across = np.mean([k[i, j] * other[q, r] for i, j, q, r in fours])
     shared = np.mean([k[i, j] * other[i, q] for i, j, q in triples])
-    assert layers._hsic(k, other) == pytest.approx(float(direct + across - 2 * shared))
+    assert matching._hsic(k, other) == pytest.approx(float(direct + across - 2 * shared))
 
 
 def test_heads_that_were_turned_and_exchanged_are_found_and_turned_back() -> None:
-    """Two groups of two query heads. A target's query or key is the source's times a complex number a frequency, its values
-    and what enters o_proj are turned by an orthogonal matrix a head."""
+    """Two groups of two query heads. A target's query or key is the source's times a complex number
+    a frequency, its values and what enters o_proj are turned by an orthogonal matrix a head."""
     generator = torch.Generator().manual_seed(0)
     keyvalue, query, dim, n = [1, 0], [3, 2, 0, 1], 6, 400
     seen_s, seen_t = {}, {}
@@ -939,7 +955,8 @@ def test_heads_that_were_turned_and_exchanged_are_found_and_turned_back() -> Non
 
 
 def test_frequencies_of_other_heads_are_paired_with_the_nearest() -> None:
-    """θ^(−2i/dim): e^0, e^−3.1, e^−6.1 of one model; e^0, e^−2.8, e^−5.5, e^−8.3, e^−11.1 of the other."""
+    """θ^(−2i/dim): e^0, e^−3.1, e^−6.1 of one model; e^0, e^−2.8, e^−5.5, e^−8.3, e^−11.1 of the
+    other."""
     x = torch.zeros(3, 6)
     sides = [
         Side("model.layers.0.self_attn.k_proj", (6, 6), lambda: x, lambda k: None) for _ in range(2)
@@ -962,13 +979,7 @@ def test_fewer_heads_repeat_evenly() -> None:
 
 def test_shift_counts_the_memory_of_the_streams_that_it_keeps() -> None:
     """Of the source before and after, of the target once: two a layer, four bytes a number."""
-    stage = calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 300)
-    inputs = {
-        name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))
-    }
-    known = calibrate.Calibration(
-        stage, inputs | {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
-    )
+    known = ModelPair(text(300), models("tiny_llama", "tiny_qwen2") | TEXT)
     streams = [
         shift._streams(model, by_layer(parts))
         for model, parts in zip(known.models, known.parts, strict=True)
@@ -982,7 +993,8 @@ def test_shift_counts_the_memory_of_the_streams_that_it_keeps() -> None:
 
 
 def test_a_layer_left_out_joins_its_own_sides_nearest() -> None:
-    """The nearest target for a target, the nearest source for a source, where the two would choose otherwise."""
+    """The nearest target for a target, the nearest source for a source, where the two would choose
+    otherwise."""
     assert spread([(0, 0), (5, 1)], 6, 4) == [
         (0, 0),
         (1, 0),
@@ -996,7 +1008,8 @@ def test_a_layer_left_out_joins_its_own_sides_nearest() -> None:
 
 
 def test_a_penalty_is_the_best_of_those_that_are_tried() -> None:
-    """Chosen anew by plain least squares; among the noises that are tried here are some for which one in the middle wins."""
+    """Chosen anew by plain least squares; among the noises that are tried here are some for which
+    one in the middle wins."""
     generator = torch.Generator().manual_seed(0)
     t, chosen = torch.randn(10, 30, generator=generator), set()
     for n, noise in ((60, 0.3), (60, 1.0), (60, 2.0), (60, 4.0), (400, 0.05), (40, 8.0)):
@@ -1021,7 +1034,8 @@ def test_a_penalty_is_the_best_of_those_that_are_tried() -> None:
 
 
 def test_a_method_that_fits_says_what_its_modules_had_before(tmp_path: Path) -> None:
-    """shift adapts o_proj and down_proj; of an adapter that has only one of them the other begins at nothing."""
+    """shift adapts o_proj and down_proj; of an adapter that has only one of them the other begins
+    at nothing."""
     folder = random_adapter("tiny_llama", tmp_path / "adapter")
     old = {n: f for n, f in read_adapter(folder).items() if "o_proj" in n}
     write_adapter(folder, old, None)
@@ -1042,7 +1056,7 @@ def test_a_method_that_fits_says_what_its_modules_had_before(tmp_path: Path) -> 
     )
     new = read_adapter(out)["model.layers.2.mlp.down_proj"]
     assert two["norm_after"] == pytest.approx(new.norm(), rel=1e-4)
-    assert (result["target_modules"], result["similarity"]) == (2, None)
+    assert (result.target_modules, result.similarity) == (2, None)
 
 
 def test_questions_are_calibration_text_with_one_of_their_choices_in_turn(tmp_path: Path) -> None:
@@ -1050,9 +1064,7 @@ def test_questions_are_calibration_text_with_one_of_their_choices_in_turn(tmp_pa
     c = compose_config(["dataset=facts"]).dataset
     inputs = {"data": Input(embedded("facts") / "train.jsonl", "data")}
     found = examples(embedded("facts") / "train.jsonl", c, "train")
-    texts = calibrate._texts(
-        calibrate.CalibrateStage(Runtime("float32"), [], 9, dataset=c, split="train"), inputs
-    )
+    texts = model_pair._texts(text(9, dataset=c, split="train"), inputs)
     picked = [i % len(e.continuations) for i, e in enumerate(found)]
     assert len(set(picked)) > 1
     assert texts == [
@@ -1061,8 +1073,8 @@ def test_questions_are_calibration_text_with_one_of_their_choices_in_turn(tmp_pa
     alone = [{"question": "one ?", "answer": "#### 1"}, {"question": "two ?", "answer": "#### 2"}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in alone))
     gsm = compose_config(["dataset=gsm8k", f"dataset.path={tmp_path}"]).dataset
-    stage = calibrate.CalibrateStage(Runtime("float32"), [], 9, dataset=gsm, split="train")
-    texts = calibrate._texts(stage, {"data": Input(tmp_path / "train.jsonl", "data")})
+    rows = {"data": Input(tmp_path / "train.jsonl", "data")}
+    texts = model_pair._texts(text(9, dataset=gsm, split="train"), rows)
     assert ["1" in t or "2" in t for t in texts] == [False, False]
     assert ["one ?" in texts[0], "two ?" in texts[1]] == [True, True]
 
@@ -1092,16 +1104,13 @@ def test_shuffled_evidence_gives_shift_nothing(tmp_path: Path) -> None:
     """On the same model, where rightly paired text gives back most of what the adapter does."""
     old = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
     old = {name: Factors(f.a * 0.3, f.b) for name, f in old.items() if ".0." in name}
-    inputs = {name: Input(TINY["tiny_llama"], name) for name in ("source", "target")}
-    inputs["calibration"] = Input(embedded("facts") / "calibration.txt", "text")
+    inputs = models("tiny_llama", "tiny_llama") | TEXT
     config = replace(
         transfer_named("shift", compose_config([]).transfer), map_penalty=1e-6, penalty=1e-6
     )  # type: ignore[call-arg]
     reached = []
     for seed in (None, 0):
-        known = calibrate.Calibration(
-            calibrate.CalibrateStage(Runtime("float32"), [(0, 0)], 1000, seed), inputs
-        )
+        known = ModelPair(text(1000, shuffle=seed), inputs)
         found = shift.fit(old, known, [(0, 0)], config, Silent())  # type: ignore[arg-type]
         end = (0, Place("layer", "out"))
         places = {end: Part("model.layers.0")}
@@ -1117,12 +1126,11 @@ def test_shuffled_evidence_gives_shift_nothing(tmp_path: Path) -> None:
 def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
     config = replace(transfer_named("cross_lora", compose_config([]).transfer), gain="weight")
-    models = {"source": Input(TINY["tiny_llama"], "s"), "target": Input(TINY["tiny_qwen2"], "t")}
-    inputs = models | {"adapter": Input(tmp_path / "adapter", "a")}
+    inputs = models("tiny_llama", "tiny_qwen2") | {"adapter": Input(tmp_path / "adapter", "a")}
     (tmp_path / "out").mkdir()
-    stage = transferring.TransferStage(config, [(0, 0)], None, Runtime("float32"))
+    stage = transferring.TransferStage(transfer=config, text=None, runtime=RUNTIME)
     result = transferring.transfer(stage, inputs, tmp_path / "out", Silent())
-    assert (result["r2_in"], result["r2_out"], result["feasibility"]) == (None, None, "unknown")
+    assert (result.r2_in, result.r2_out, result.feasibility) == (None, None, "unknown")
     for row in json.loads((tmp_path / "out" / "report.json").read_text())["modules"]:
         assert row["relative_after"] == pytest.approx(row["relative_before"], rel=1e-3)
     stage = replace(stage, transfer=replace(config, gain="activation"))
@@ -1130,12 +1138,12 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
         transferring.transfer(stage, inputs, tmp_path / "out", Silent())
     rows = [{"target": MODULE, "source": MODULE}]
     with pytest.raises(TransferError, match="measures no similarity"):
-        transferring._gate(rows, replace(config, keep_top=0.5))
+        gate(rows, replace(config, keep_top=0.5))
     w = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
     endless = Factors(torch.full((3, 12), float("inf")), torch.ones(8, 3))
     plain = replace(transfer_named("copy", config), gain="none")
     with pytest.raises(TransferError, match="its factors are not finite"):
-        transferring._move(pair(w, w, w, w), endless, method_named("copy"), plain)  # type: ignore[arg-type]
+        transferring._move(pair(w, w, w, w), endless, copy.maps, plain)
 
 
 def test_what_several_layers_give_one_is_added_up() -> None:
@@ -1149,16 +1157,11 @@ def test_what_several_layers_give_one_is_added_up() -> None:
 
 
 def test_each_model_reads_the_text_in_its_own_tokens() -> None:
-    """The second vocabulary begins with the first: most lines are the same tokens of both, so the others are looked at."""
+    """The second vocabulary begins with the first: most lines are the same tokens of both, so the
+    others are looked at."""
     lines = (embedded("facts") / "calibration.txt").read_text().splitlines()
     tokenizers = [load_tokenizer(TINY[m]) for m in ("tiny_llama", "tiny_qwen2")]
-    inputs = {
-        name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))
-    }
-    stage = calibrate.CalibrateStage(Runtime("float32"), [], 200)
-    known = calibrate.Calibration(
-        stage, inputs | {"calibration": Input(embedded("facts") / "calibration.txt", "text")}
-    )
+    known = ModelPair(text(200), models("tiny_llama", "tiny_qwen2") | TEXT)
     wanted = [tuple(t(line).input_ids for t in tokenizers) for line in lines[: len(known.texts)]]
     assert sum(s != t for s, t in wanted) > 3
     assert [(text.source, text.target) for text in known.texts] == wanted
@@ -1170,20 +1173,23 @@ def test_each_model_reads_the_text_in_its_own_tokens() -> None:
 
 
 def test_layers_weights_are_compared_above_chance() -> None:
-    """The same subspace is 1 − k/d above it, an orthogonal one k/d below; the mean of roles that both have."""
+    """The same subspace is 1 − k/d above it, an orthogonal one k/d below; the mean of roles that
+    both have."""
     q = orthogonal(12, 0)
     one, other = (
         {"q_proj": q[:, :3], "v_proj": q[:, :3], "o_proj": q},
         {"q_proj": q[:, :3], "v_proj": q[:, 3:6]},
     )
-    assert layers._excess(one, one | {"o_proj": q}) == pytest.approx(
+    assert matching._excess(one, one | {"o_proj": q}) == pytest.approx(
         (2 * (1 - 3 / 12) + 0) / 3, abs=1e-5
     )
-    assert layers._excess(one, other) == pytest.approx(((1 - 3 / 12) + (0 - 3 / 12)) / 2, abs=1e-5)
+    assert matching._excess(one, other) == pytest.approx(
+        ((1 - 3 / 12) + (0 - 3 / 12)) / 2, abs=1e-5
+    )
     narrow = {
         "q_proj": q[:, :2]
     }  # of two sizes the smaller is what can be filled, the larger what fills it by chance
-    assert layers._excess(one, narrow) == pytest.approx(1 - 3 / 12, abs=1e-5)
+    assert matching._excess(one, narrow) == pytest.approx(1 - 3 / 12, abs=1e-5)
 
 
 @pytest.mark.parametrize(("share", "counts"), [(0.01005, True), (0.00995, False)])
@@ -1201,12 +1207,13 @@ def test_tokens_that_were_hardly_trained_are_no_anchors(share: float, counts: bo
 
 
 def test_a_method_that_is_none_is_refused_with_the_nearest() -> None:
-    with pytest.raises(TransferError, match=r"no method 'procrust'.*procrustes"):
+    with pytest.raises(ConfigError, match=r"transfer\.method: .*'procrust'.*procrustes"):
         method_named("procrust")
 
 
 def test_the_gain_is_the_same_for_a_faint_adapter_and_a_strong_one() -> None:
-    """Ten thousand times less of an update is ten thousand times less of it, and one of nothing stays nothing."""
+    """Ten thousand times less of an update is ten thousand times less of it, and one of nothing
+    stays nothing."""
     generator = torch.Generator().manual_seed(0)
     w_s, w_t = torch.randn(8, 12, generator=generator), torch.randn(10, 16, generator=generator) * 3
     p, f = (
@@ -1229,18 +1236,10 @@ def test_the_gain_is_the_same_for_a_faint_adapter_and_a_strong_one() -> None:
 
 
 def test_a_pair_of_modules_knows_the_heads_of_its_own_models() -> None:
-    models = {
-        name: Input(TINY[m], m) for name, m in (("source", "tiny_llama"), ("target", "tiny_qwen2"))
-    }
-    stage = transferring.TransferStage(
-        transfer_named("cross_lora", compose_config([]).transfer),
-        [(0, 0)],
-        None,
-        Runtime("float32"),
-    )
-    [found] = transferring._pairs(
-        {MODULE: factors(1, 1)}, [(MODULE, MODULE)], stage, models, Silent()
-    )
+    config = transfer_named("cross_lora", compose_config([]).transfer)
+    stage = transferring.TransferStage(transfer=config, text=None, runtime=RUNTIME)
+    inputs, known = models("tiny_llama", "tiny_qwen2"), evidence.WeightsOnly()
+    [found] = module_pairs({MODULE: factors(1, 1)}, [(MODULE, MODULE)], known, stage, inputs)
     assert found.heads == tuple(heads(TINY[m]) for m in ("tiny_llama", "tiny_qwen2"))
     assert found.heads[0] != found.heads[1]
     for side_, m in ((found.source, "tiny_llama"), (found.target, "tiny_qwen2")):
@@ -1299,22 +1298,17 @@ def test_who_writes_to_the_residual_stream() -> None:
 
 
 def test_no_code_of_a_model_is_run_unless_that_is_asked() -> None:
-    assert calibrate.CalibrateStage(Runtime("float32"), [], 9).trust == (False, False)
-    assert transferring.TransferStage(
-        compose_config([]).transfer, [], None, Runtime("float32")
-    ).trust == (False, False)
+    config = compose_config([]).transfer
+    stage = transferring.TransferStage(transfer=config, text=None, runtime=RUNTIME)
+    assert text(9).trust == stage.trust == (False, False)
 
 
 def test_as_many_layers_are_streamed_at_once_as_memory_holds() -> None:
     names = [(f"model.layers.{i}.self_attn.q_proj",) * 2 for i in range(4)]
     shapes = linear_shapes(TINY["tiny_llama"])
-    inputs = {name: Input(TINY["tiny_llama"], name) for name in ("source", "target")}
-    inputs["calibration"] = Input(embedded("facts") / "calibration.txt", "text")
-    stage = calibrate.CalibrateStage(Runtime("float32"), [], 60)
+    inputs = models("tiny_llama", "tiny_llama") | TEXT
     layer = moments_bytes(names[:1], shapes, shapes) / 2**30
     for held, sizes in ((0.5, [1, 1, 1, 1]), (2.1, [2, 2]), (3.1, [3, 1]), (9.0, [4])):
-        groups = list(
-            calibrate.streamed(stage, inputs, names, (shapes, shapes), held * layer, Silent())
-        )
+        groups = list(evidence.Text(text(60), inputs, held * layer, Silent()).groups(names))
         assert [len(group) for group, _ in groups] == sizes
         assert [len(sites) for _, sites in groups] == [2 * n for n in sizes]

@@ -1,4 +1,5 @@
-"""Real words with the valence that ten people gave each (the lexicon of vaderSentiment): classes, and values to be found."""
+"""Real words with the valence that ten people gave each (the lexicon of vaderSentiment): classes,
+and values to be found."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ SPLITS = {"train": (0, 1600), "validation": (1600, 1900), "test": (1900, 2400)}
 
 
 def write(folder: Path, values: bool = False) -> Path:
-    """train, validation and test.jsonl of single words: negative or positive, or with values their valence from -4 to 4."""
+    """train, validation and test.jsonl of single words: negative or positive, or with values their
+    valence from -4 to 4."""
     spec = find_spec("vaderSentiment")
     assert spec is not None, "make test installs it"
     assert spec.submodule_search_locations is not None

@@ -1,4 +1,5 @@
-"""What a person sees: a banner a stage, one live bar on a terminal, a plain line now and then elsewhere, and a log file."""
+"""What a person sees: a line per step, one live bar on a terminal, a plain line now and then
+elsewhere, and a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from paw.store import usage
+from paw.evaluation.result import EvaluateResult
+from paw.graph import Step
+from paw.store import Artifact, Holder, usage
 from paw.tracking import Tracker
 
 EVERY = 30.0  # seconds between plain lines of progress
@@ -22,7 +25,7 @@ log = logging.getLogger("paw")
 
 
 class Console:
-    """The Watch of every stage: shows progress, keeps the log, passes metrics on to the tracker."""
+    """What steps tell of themselves: on the screen, in the log file, to the trackers."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.tracker: Tracker | None = None
@@ -41,13 +44,12 @@ class Console:
         log.addHandler(shown)
 
     def __reduce__(self) -> tuple[type[Console], tuple[()]]:
-        return (
-            Console,
-            (),
-        )  # a process of a training speaks for itself; tracker and log file stay with its parent
+        # a process of a training speaks for itself; tracker and log file stay with its parent
+        return Console, ()
 
     def keep(self, file: Path) -> None:
-        """From now on everything said is also in a file, with times; warnings of libraries only there."""
+        """Everything said from now on is also in a file, with times; libraries' warnings only
+        there."""
         handler = logging.FileHandler(file, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(handler)
@@ -56,23 +58,40 @@ class Console:
         warned.handlers, warned.propagate = [handler], False
 
     def note_failure(self, error: BaseException) -> None:
-        """Into the log file only, with its traceback: whoever catches it tells the user in one line."""
+        """Into the log file only, with its traceback: whoever catches it tells the user in one
+        line."""
+        where = (type(error), error, error.__traceback__)
+        record = log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error,), where)
         for handler in log.handlers:
             if isinstance(handler, logging.FileHandler):
-                where = (type(error), error, error.__traceback__)
-                handler.handle(
-                    log.makeRecord("paw", logging.ERROR, "", 0, "stopped: %s", (error,), where)
-                )
-
-    def banner(self, text: str) -> None:
-        self.close()
-        log.info("\n%s", text)
+                handler.handle(record)
 
     def start(self, label: str) -> None:
         """A new piece of work, whose metrics carry its label."""
         self.close()
         self.label, self._began = label, time.monotonic()
         self._last = self._began
+
+    def finished(self, step: Step[Any], made: Artifact[Any], number: int, of: int) -> None:
+        self.close()
+        seconds = f"{made.cost['seconds'] or 0:.1f} s" + " when it ran" * made.reused
+        state = "reused" if made.reused else "computed"
+        if isinstance(made.result, EvaluateResult):
+            figures = {key: getattr(made.result, key) for key in ("accuracy", "loss", "perplexity")}
+            self.label = step.name
+            self.metrics({key: x for key, x in figures.items() if x is not None}, 0)
+        count = f"[{number:{len(str(of))}}/{of}]"
+        log.info("%s %-8s  %s: %s  (%s)", count, state, step.name, made.result, seconds)
+
+    def failed(self, step: Step[Any], error: Exception) -> None:
+        """Said at once, with the traceback in the log file: others may run for hours yet."""
+        self.close()
+        log.info("      failed    %s: %s", step.name, error or type(error).__name__)
+        self.note_failure(error)
+
+    def waiting(self, step: Step[Any], holder: Holder) -> None:
+        self.close()
+        log.info("      waiting   %s: %s makes it", step.name, holder)
 
     def say(self, text: str) -> None:
         self._clear()
@@ -82,30 +101,17 @@ class Console:
         if self.live:
             if self._bar is None or self._bar.total != total:
                 self.close()
-                columns, lines = shutil.get_terminal_size()
-                self._bar = tqdm(
-                    total=total,
-                    leave=False,
-                    file=sys.stderr,
-                    ncols=columns,
-                    nrows=lines,
-                    bar_format=_BAR,
-                )
+                width, height = shutil.get_terminal_size()
+                shape: Any = {"ncols": width, "nrows": height, "bar_format": _BAR}
+                self._bar = tqdm(total=total, leave=False, file=sys.stderr, **shape)
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
         if now - self._last >= EVERY and done < total:
             left = (now - self._began) / max(done, 1) * (total - done)
-            log.info(
-                "      %s: %d of %d, %d %%, about %.0f s left%s",
-                self.label,
-                done,
-                total,
-                100 * done // total,
-                left,
-                f" ({note})" if note else "",
-            )
+            share, more = f"{100 * done // total} %", f" ({note})" if note else ""
+            self.say(f"{self.label}: {done} of {total}, {share}, about {left:.0f} s left{more}")
             self._last = now
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -126,4 +132,7 @@ class Console:
             self._bar.clear()
 
 
-_BAR = "      {percentage:3.0f} % {bar:30} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left{postfix}"
+_BAR = (
+    "      {percentage:3.0f} % {bar:30} {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left"
+    "{postfix}"
+)

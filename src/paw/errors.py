@@ -56,6 +56,6 @@ def nearest(name: str, names: Iterable[str], limit: int = 24) -> str:
     known = sorted(set(names))
     close = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
-    return hint + (
-        f" Choose from: {', '.join(known)}." if known and (len(known) <= limit or not close) else ""
-    )
+    if known and (len(known) <= limit or not close):
+        hint += f" Choose from: {', '.join(known)}."
+    return hint

@@ -1,4 +1,5 @@
-"""Where things are: conf/ of a checkout or of the wheel, the embedded models and data, the machine's cache."""
+"""Where things are: conf/ of a checkout or of the wheel, the embedded models and data, the
+machine's cache."""
 
 from __future__ import annotations
 
@@ -22,5 +23,13 @@ def embedded(name: str) -> Path:
 
 
 def cache_dir() -> Path:
-    """What is made once per machine: dequantised models, normalised hub data. `$PAW_CACHE` moves it."""
+    """What is made once per machine (dequantised models, normalised hub data); $PAW_CACHE moves
+    it."""
     return Path(os.environ.get("PAW_CACHE") or Path.home() / ".cache" / "paw")
+
+
+def register_embedded() -> None:
+    """In YAML files ${paw.embedded:NAME} is the folder that is shipped under that name."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("paw.embedded", lambda name: str(embedded(name)), replace=True)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from paw.config.common import RunConfig
+
 
 def entry() -> None:
-    """Answers --help without Hydra; checks the command line before anything heavy is imported; then runs it."""
+    """Answers --help without Hydra; checks a command line before anything heavy is imported; then
+    runs it."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv):
         from paw.cli.help import text
@@ -21,20 +25,42 @@ def entry() -> None:
     from paw.errors import PawError
 
     try:
-        sys.argv[1:] = checked(argv)
+        command = checked(argv)
+        plan = command.plan()
+        if plan is not None:
+            print(plan)
+            return
+        sys.argv[1:] = command.argv
         launch()
     except PawError as e:
         fail(e)
     except KeyboardInterrupt:
-        print(
-            "paw: interrupted; finished stages are kept, and an unfinished training goes on from its last checkpoint",
-            file=sys.stderr,
-        )
+        kept = "finished stages are kept, an unfinished training resumes from its last checkpoint"
+        print(f"paw: interrupted; {kept}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def checked(argv: list[str]) -> list[str]:
-    """The same command line, with the demo added where no model is named; raises ConfigError if it is wrong."""
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line that was checked."""
+
+    argv: list[str]  # for Hydra, with the demo added where no model is named
+    jobs: list[RunConfig]  # of a sweep the first, or all where a plan is asked
+
+    def plan(self) -> str | None:
+        """What would run, where that is asked."""
+        if not any(job.plan for job in self.jobs):
+            return None
+        from paw.cli.plan import planned
+
+        return planned(self.jobs)
+
+
+def checked(argv: list[str]) -> Command:
+    """
+    Raises:
+        ConfigError: if the command line is wrong.
+    """
     from hydra._internal.utils import get_args_parser
 
     from paw.cli.compose import check, with_demo
@@ -47,14 +73,14 @@ def checked(argv: list[str]) -> list[str]:
     parser.error = refuse  # type: ignore[method-assign, assignment]
     args = parser.parse_args(argv)
     if args.config_name or args.config_path:
-        refuse(
-            "--config-name and --config-path are fixed; add configs of your own with --config-dir"
-        )
-    asks_hydra = args.hydra_help or args.shell_completion or args.info is not None
-    if not asks_hydra:
-        check(with_demo(args.overrides), sweep=args.multirun, config_dir=args.config_dir)
+        fixed = "--config-name and --config-path are fixed"
+        refuse(f"{fixed}; add configurations of your own with --config-dir")
     flags = [a for a in argv if a not in args.overrides]
-    return flags + (args.overrides if asks_hydra else with_demo(args.overrides))
+    if args.hydra_help or args.shell_completion or args.info is not None:
+        return Command(argv=flags + args.overrides, jobs=[])
+    overrides = with_demo(args.overrides)
+    jobs = check(overrides, sweep=args.multirun, config_dir=args.config_dir)
+    return Command(argv=flags + overrides, jobs=jobs)
 
 
 def launch() -> None:
@@ -66,13 +92,13 @@ def launch() -> None:
 
     register()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # exceptions come through to `entry` whole
-    # Threads that spin long while they wait make two runs on the same cores take minutes; spinning shortly costs one alone
-    # little (docs/architecture.md has the measurements).
+    # Threads that spin long while they wait make two runs on the same cores take minutes; spinning
+    # shortly costs one alone little (docs/architecture.md has the measurements).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 
-def job(config: DictConfig) -> object:
+def job(config: DictConfig) -> None:
     """One job, alone or of a sweep. Under a launcher this is what each worker process runs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -86,7 +112,7 @@ def job(config: DictConfig) -> object:
     hydra = HydraConfig.get()
     sweep_dir = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else None
     try:
-        return dispatch(typed(config), overrides=list(hydra.overrides.task), run_dir=sweep_dir)
+        dispatch(typed(config), overrides=list(hydra.overrides.task), run_dir=sweep_dir)
     except PawError as e:
         if sweep_dir is None:
             fail(e)

@@ -15,6 +15,12 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without the lines that follow; its type where it says nothing."""
+    lines = (line for line in str(error).splitlines() if line.strip())
+    return next(lines, type(error).__name__)
+
+
 def some(names: Sequence[str]) -> str:
     """The first few names of many."""
     return ", ".join(names[:4]) + (" …" if len(names) > 4 else "")

@@ -1,4 +1,5 @@
-"""Experiment trackers: SwanLab, W&B, TensorBoard, any of them at once. None may ask a question or stop a run."""
+"""Experiment trackers: SwanLab, W&B, TensorBoard, any of them at once. None may ask a question or
+stop a run."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.errors import ConfigError
+from paw.text import first_line
 
 log = logging.getLogger("paw")
 
@@ -22,7 +24,8 @@ class Tracker(Protocol):
 
 
 def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]) -> Tracker | None:
-    """All the trackers of a run as one, or None. One that cannot start is reported once, and the run goes on without it.
+    """All the trackers of a run as one, or None. One that cannot start is reported once, and the
+    run goes on without it.
 
     Raises:
         ConfigError: if a package is not installed.
@@ -36,16 +39,15 @@ def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]
     for name, _, _ in chosen:  # before any of them has begun
         if find_spec(name) is None:
             raise ConfigError(
-                f"tracker={name}: the package {name} is not installed. Install it: pip install {name}"
+                f"tracker={name}: the package {name} is not installed. Install it: "
+                f"pip install {name}"
             )
     opened: list[Tracker] = []
     for name, asked, start in chosen:
         try:
             opened.append(_Guarded(name, start(asked, run_dir, settings)))
         except Exception as e:
-            log.warning(
-                "      tracker %s could not start (%s); the run goes on without it", name, _line(e)
-            )
+            _without(name, "could not start", e)
     return _All(opened) if opened else None
 
 
@@ -63,11 +65,12 @@ class _All:
 
 
 class _Guarded:
-    """A tracker whose first failure is reported and whose later ones are not: metrics are also in the artifacts."""
+    """A tracker whose first failure is reported and whose later ones are not: metrics are also in
+    the artifacts."""
 
     def __init__(self, name: str, inner: Tracker) -> None:
-        self._name = name
-        self._inner: Tracker | None = inner
+        self._name, self._inner = name, inner
+        self._failed = False
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._try(lambda t: t.log(values, step))
@@ -76,15 +79,18 @@ class _Guarded:
         self._try(lambda t: t.finish())
 
     def _try(self, act: Callable[[Tracker], None]) -> None:
-        if self._inner is None:
+        if self._failed:
             return
         try:
             act(self._inner)
         except Exception as e:
-            log.warning(
-                "      tracker %s failed (%s); the run goes on without it", self._name, _line(e)
-            )
-            self._inner = None
+            _without(self._name, "failed", e)
+            self._failed = True
+
+
+def _without(name: str, what: str, error: Exception) -> None:
+    why = first_line(error)[:200]
+    log.warning("      tracker %s %s (%s); the run goes on without it", name, what, why)
 
 
 class _SwanLab:
@@ -97,9 +103,8 @@ class _SwanLab:
 
         mode = config.mode
         if mode == "auto":  # its own default would ask for a key
-            known = (
-                os.environ.get("SWANLAB_API_KEY") or (Path.home() / ".swanlab" / ".netrc").is_file()
-            )
+            keys = Path.home() / ".swanlab" / ".netrc"
+            known = os.environ.get("SWANLAB_API_KEY") or keys.is_file()
             mode = "online" if known else "offline"
         ask: dict[str, Any] = {
             "project": config.project,
@@ -115,8 +120,9 @@ class _SwanLab:
             if mode != "online":
                 raise
             log.warning(
-                "      SwanLab cannot be reached (%s); offline instead, `swanlab sync` sends it later",
-                _line(e),
+                "      SwanLab cannot be reached (%s); offline instead, `swanlab sync` sends it "
+                "later",
+                first_line(e)[:200],
             )
             swanlab.init(mode="offline", **ask)
         self._swanlab = swanlab
@@ -135,9 +141,8 @@ class _Wandb:
         mode: Any = config.mode
         if mode == "auto":  # its own default would ask for a key
             netrc = Path.home() / ".netrc"
-            known = os.environ.get("WANDB_API_KEY") or (
-                netrc.is_file() and "api.wandb.ai" in netrc.read_text()
-            )
+            signed_in = netrc.is_file() and "api.wandb.ai" in netrc.read_text()
+            known = os.environ.get("WANDB_API_KEY") or signed_in
             mode = "online" if known else "offline"
         folder = Path(config.dir or run_dir / "wandb")
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +158,8 @@ class _Wandb:
         )
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        # W&B drops steps that go back, as those of a second training do; so each metric's own step is logged beside it
+        # W&B drops steps that go back, as those of a second training do: each metric's own step is
+        # logged beside it
         self._run.log({**values, **{f"{key.split('/')[0]}/step": step for key in values}})
 
     def finish(self) -> None:
@@ -177,14 +183,11 @@ class _TensorBoard:
 
 @contextmanager
 def _unset(*names: str) -> Iterator[None]:
-    """Without some variables of the environment, which conf/tracker has read: SwanLab takes SWANLAB_PROJECT for the JSON of a
-    section of its own settings, and does not start with a plain name in it."""
+    """Without some variables of the environment, which conf/tracker has read: SwanLab takes
+    SWANLAB_PROJECT for the JSON of a section of its settings, and does not start with a name in it.
+    """
     held = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield
     finally:
         os.environ |= held
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

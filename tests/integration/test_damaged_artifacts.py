@@ -1,4 +1,5 @@
-"""Every kind of artifact, damaged: the same command names it and ends with the numbers of an undisturbed run."""
+"""Every kind of artifact, damaged: the same command names it and ends with the numbers of an
+undisturbed run."""
 
 from __future__ import annotations
 

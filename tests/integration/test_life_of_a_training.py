@@ -1,4 +1,5 @@
-"""What happens to a training: killed, resumed, stopped early, out of memory, diverged, divided among processes."""
+"""What happens to a training: killed, resumed, stopped early, out of memory, diverged, divided
+among processes."""
 
 from __future__ import annotations
 
@@ -10,15 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import PRECISION, ROOT, Paw
+from conftest import PRECISION, ROOT, Paw, Silent
+from paw.cli.compose import compose_config
+from paw.data.encode import STAGE as ENCODE
+from paw.data.encode import EncodeStage
 from paw.models.adapters import WEIGHTS
+from paw.models.load import Runtime
 from paw.paths import embedded
+from paw.store import BEGUN, Context, Input, Store
+from paw.training.train import TrainStage, train
 
 pytestmark = pytest.mark.slow
 SHORT = [
@@ -127,8 +135,9 @@ def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) 
 
 
 def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
-    """The same global batch, cut in micro-batches, by copies of the model or by shards of it, in 32 bits or 16: the loss is a
-    mean over all tokens, whoever counted them; and the adapter that is left is whole."""
+    """The same global batch, cut in micro-batches, by copies of the model or by shards of it, in 32
+    bits or 16: the loss is a mean over all tokens, whoever counted them; and the adapter that is
+    left is whole."""
     two = ["train.batch_size=4", "hardware.devices=2", "train.accumulate=2"]
     ways = {
         "one": (["train.batch_size=8"], 0.0),
@@ -196,7 +205,8 @@ def test_a_loss_that_is_not_finite_names_its_step(paw: Paw, tmp_path: Path) -> N
 
 
 def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_path: Path) -> None:
-    """The address space is limited for real, to 250 MiB more than what is loaded: one micro-batch of long rows takes more."""
+    """The address space is limited for real, to 250 MiB more than what is loaded: one micro-batch
+    of long rows takes more."""
     rows = [
         {"question": " ".join(["the color of bovin is"] * 25), "answer": "red and blue"}
         for _ in range(64)
@@ -222,13 +232,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
     tight.mkdir()
     paw(*ask, "train.accumulate=4", cwd=free)
     code = (
-        "import resource, sys, psutil; import paw.training.fit as fit; whole = fit._run\n"
-        "def tight(*args):\n"
-        "    room = psutil.Process().memory_info().vms + 250 * 2**20\n"
-        "    resource.setrlimit(resource.RLIMIT_AS, (room, resource.RLIM_INFINITY))\n"
-        "    try: whole(*args)\n"
-        "    finally: resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "fit._run = tight; from paw.run import entry; entry()"
+        "import resource, sys, psutil; import paw.training.fit as fit; whole = fit.Training.run\n"
+        "def limit(most):\n"
+        "    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))\n"
+        "def tight(training):\n"
+        "    limit(psutil.Process().memory_info().vms + 250 * 2**20)\n"
+        "    try: whole(training)\n"
+        "    finally: limit(resource.RLIM_INFINITY)\n"
+        "fit.Training.run = tight; from paw.run import entry; entry()"
     )
     command = [sys.executable, "-c", code, *ask, "train.accumulate=1"]
     done = subprocess.run(
@@ -242,3 +253,50 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
 
 def test_a_wheel_ships_what_training_reads() -> None:
     assert (ROOT / "src" / "paw" / "training" / "zero2.json").is_file()
+
+
+class Stopped:
+    """A Watch that stops a training after its fifth step."""
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_that_were_stopped_go_on_to_the_byte(
+    strategy: str, tmp_path: Path, watch: Silent
+) -> None:
+    """The optimizer's moments, too: of shards they have to be gathered."""
+    ask = ["task=train", "experiment=demo", "train.max_steps=8", "train.batch_size=4"]
+    ask += ["train.accumulate=2", "train.save_every=2", "adapter.dropout=0.2"]
+    c = compose_config(ask)
+    runtime = Runtime("float32", "cpu", 2, strategy)
+    config = TrainStage(adapter=c.adapter, train=c.train, devices=2, runtime=runtime)
+    store, model = Store(tmp_path / "store"), embedded("tiny_llama")
+    rows = store.run(
+        ENCODE,
+        EncodeStage(dataset=c.dataset, split="train", form="likelihood", max_length=64),
+        {"data": store.file(embedded("facts") / "train.jsonl"), "tokenizer": Input(model, "t")},
+        watch,
+    )
+    inputs = {"model": Input(model, "llama"), "rows": rows.as_input()}
+
+    def run(name: str, watch: Any) -> Path:
+        out, unfinished = tmp_path / name, tmp_path / f"{name}.unfinished"
+        for folder in (out, unfinished):
+            folder.mkdir(exist_ok=True)
+        (unfinished / BEGUN).write_text("{}")
+        train(config, inputs, out, Context(watch, unfinished))
+        return out
+
+    whole = run("whole", watch)
+    with pytest.raises(KeyboardInterrupt):
+        run("broken", Stopped())
+    broken = run("broken", watch)
+    assert any("goes on after step 4" in text for text in watch.said)
+    for name in ("adapter_model.safetensors", "curve.jsonl"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()

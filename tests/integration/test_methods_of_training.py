@@ -1,4 +1,5 @@
-"""Every method of PEFT on answers and on classes: each learns, loads in stock PEFT, merges where it can, and says why where not."""
+"""Every method of PEFT on answers and on classes: each learns, loads in stock PEFT, merges where it
+can, and says why where not."""
 
 from __future__ import annotations
 
@@ -104,10 +105,8 @@ def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
     assert result["merged"] < 1e-3 * result["largest_logit"]
     ids = torch.tensor([context])
     difference = float((merged(ids).logits - model(ids).logits).abs().max().detach())
-    if method in (
-        "qlora",
-        "lora_8bit",
-    ):  # merged into the base that it was trained on: that of 4 or 8 bits, dequantised
+    # merged into the base that it was trained on: that of 4 or 8 bits, dequantised
+    if method in ("qlora", "lora_8bit"):
         assert 0 < result["dequantised"] < 0.2 * result["largest_logit"]
         assert difference > 1e-2
     else:
@@ -116,9 +115,11 @@ def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
-    """As in 32, but for rounding: where it starts, and what the adapter is worth on questions that were not trained."""
+    """As in 32, but for rounding: where it starts, and what the adapter is worth on questions that
+    were not trained."""
     steps = 40 if method == "adalora" else 12
-    # int8 takes outliers by rows, and so packs in one precision and not in another: other examples in a step
+    # int8 takes outliers by rows, and so packs in one precision and not in another: other examples
+    # in a step
     more = ["train.packing=false"] if method == "lora_8bit" else []
     # at its own learning rate p-tuning jumps about on this model, where rounding decides which way
     more += ["train.lr=1e-4"] if method == "p_tuning" else []
@@ -140,7 +141,8 @@ def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
             result["systems"][-1]["loss"],
         )
     for precision, slack in (("bfloat16", 0.02), ("float16", 0.01)):
-        # p-tuning's gradients overflow at the scale that float16 starts with, and such steps are left out
+        # p-tuning's gradients overflow at the scale that float16 starts with, and such steps are
+        # left out
         kept = 1 if (method, precision) == ("p_tuning", "float16") else 2
         assert found[precision][:kept] == pytest.approx(found["float32"][:kept], rel=slack), (
             precision

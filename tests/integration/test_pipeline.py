@@ -1,4 +1,5 @@
-"""The main job as a user runs it: six real stages on the embedded pair, reused, killed, shared, tracked, swept."""
+"""The main job as a user runs it: six real stages on the embedded pair, reused, killed, shared,
+tracked, swept."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def results(run: Path) -> dict[str, dict[str, Any]]:
 Demo = tuple[Path, "subprocess.CompletedProcess[str]", float]
 
 
-# ---- what a run is ----------------------------------------------------------------------------------
+# ---- what a run is ------------------------------------------------------------------------------
 
 
 def test_the_embedded_pair_has_a_gap_and_it_is_closed(demo: Demo) -> None:
@@ -130,6 +131,16 @@ def test_adapters_find_their_bases(demo: Demo, paw: Paw, tmp_path: Path) -> None
     assert "was made for another base" in wrong.stderr
 
 
+def test_two_models_of_one_name_are_two_rows(paw: Paw, tmp_path: Path) -> None:
+    for where, name in (("a", "tiny_llama"), ("b", "tiny_qwen2")):
+        shutil.copytree(embedded(name), tmp_path / where / "final")
+    asked = ["models=[a/final,b/final]", "dataset=facts_told", "evaluate.limit=20"]
+    paw("task=evaluate", *asked)
+    found = json.loads((newest(tmp_path) / "results.json").read_text())["systems"]
+    assert [s["system"] for s in found] == ["final", "final"]
+    assert found[0]["loss"] != found[1]["loss"]
+
+
 def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     folder, done, _ = demo
     run = first(folder)
@@ -152,14 +163,15 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     assert "| target + procrustes" in summary
     assert summary.split("\n\n")[1].strip() == f"python -m paw.run experiment=demo {PRECISION}"
     assert str(run.relative_to(folder)) in done.stdout
-    assert "[6/6]" in done.stdout
+    assert "[26/26] computed  target + own adapter" in done.stdout
     assert done.stderr == ""
     assert len(done.stdout) < 8000  # no flood
     assert "computed  source base" in (run / "run.log").read_text()
 
 
 def test_adapters_load_in_stock_peft_with_the_logits_paw_scored(demo: Demo) -> None:
-    """Every question's log-likelihoods, scored by plain PEFT and transformers, equal the records."""
+    """Every question's log-likelihoods, scored by plain PEFT and transformers, equal the
+    records."""
     from peft import PeftModel
     from transformers import AutoTokenizer
 
@@ -191,7 +203,7 @@ def test_a_second_run_reuses_every_stage(demo: Demo, paw: Paw) -> None:
     done = paw(cwd=folder)
     assert time.monotonic() - began < 15
     assert "computed" not in done.stdout
-    assert done.stdout.count("      reused") == earlier.stdout.count("      computed")
+    assert done.stdout.count("] reused") == earlier.stdout.count("] computed")
     after = results(newest(folder))
     for name, system in before.items():
         assert {k: after[name][k] for k in ("accuracy", "loss", "gap_recovered", "seconds")} == {
@@ -202,7 +214,7 @@ def test_a_second_run_reuses_every_stage(demo: Demo, paw: Paw) -> None:
 def test_force_runs_one_stage_again_with_the_same_numbers(demo: Demo, paw: Paw) -> None:
     before = results(first(demo[0]))
     done = paw("force=[train]", cwd=demo[0])
-    assert done.stdout.count("      computed") == 2
+    assert done.stdout.count("] computed") == 2
     after = results(newest(demo[0]))
     assert {n: s["loss"] for n, s in after.items()} == {n: s["loss"] for n, s in before.items()}
 
@@ -263,7 +275,8 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-# What may be wrong inside an adapter's files is in tests/test_models.py, one by one; here, that it leaves nothing behind.
+# What may be wrong inside an adapter's files is in tests/test_models.py, one by one; here, that it
+# leaves nothing behind.
 SPOILT: dict[str, tuple[Any, list[str], str]] = {
     "another base": (
         spoil_nothing,
@@ -336,7 +349,7 @@ def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -
         cwd=demo[0],
     )
     found = results(newest(demo[0]))
-    names = [f"{p} {i}" for p in ("random", "shuffled") for i in (1, 2, 3)] + ["negated"]
+    names = ["negated", *(f"{p} {i}" for p in ("random", "shuffled") for i in (1, 2, 3))]
     assert [n for n in found if n.startswith("target + ")] == [
         "target + ridge",
         *(f"target + {n}" for n in names),
@@ -352,7 +365,7 @@ def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -
     assert "target + ridge is above 3 and below 0 of 3 draws of target + random" in summary
 
 
-# ---- broken off, shared -----------------------------------------------------------------------------
+# ---- broken off, shared -------------------------------------------------------------------------
 
 
 SHORT = [PRECISION, *QUICK, "train.max_steps=20"]
@@ -371,7 +384,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
     tmp_path: Path, paw: Paw, stage: str, unbroken: dict[str, dict[str, Any]]
 ) -> None:
-    """kill −9 while the stage is at work; the next run finds what was finished and nothing that was not."""
+    """kill −9 while the stage is at work; the next run finds what was finished and nothing that was
+    not."""
     process = subprocess.Popen(
         [sys.executable, "-m", "paw.run", *SHORT],
         cwd=tmp_path,
@@ -390,7 +404,7 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
     finished = [p.parent for p in artifacts.glob("*/*/stage.json") if ".tmp-" not in p.parent.name]
     assert not any(p.parent.name == stage for p in finished) or stage == "evaluate"
     done = paw(*SHORT)
-    assert done.stdout.count("      reused") == len(finished)
+    assert done.stdout.count("] reused") == len(finished)
     assert not list(artifacts.glob("*/*.tmp-*"))
     resumed = results(newest(tmp_path))
     assert {n: s["loss"] for n, s in resumed.items()} == {n: s["loss"] for n, s in unbroken.items()}
@@ -415,8 +429,8 @@ def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
     outputs = [p.communicate(timeout=500) for p in processes]
     assert [p.returncode for p in processes] == [0] * 4, outputs
     lines = [line for out, _ in outputs for line in out.splitlines()]
-    assert sum("computed  60 steps" in line for line in lines) == 1
-    assert sum("reused    60 steps" in line for line in lines) == 3
+    assert sum("computed  train tiny_llama: 60 steps" in line for line in lines) == 1
+    assert sum("reused    train tiny_llama: 60 steps" in line for line in lines) == 3
     runs = list((tmp_path / "outputs" / "runs").iterdir())
     assert len(runs) == 4
     assert len({json.dumps([(n, s["loss"]) for n, s in results(r).items()]) for r in runs}) == 1
@@ -429,12 +443,16 @@ def test_a_failing_stage_leaves_results_so_far_and_says_unfinished(
     assert done.returncode == 2
     assert done.stderr.startswith("paw: error: ")
     assert "all 128 examples are longer than 3 tokens" in done.stderr
-    assert list(results(newest(tmp_path))) == ["source base"]
-    assert "Unfinished" in (newest(tmp_path) / "summary.md").read_text()
+    # what does not need the training goes on
+    assert list(results(newest(tmp_path))) == ["source base", "target base"]
+    summary = (newest(tmp_path) / "summary.md").read_text()
+    assert "Unfinished" in summary
+    assert "encode train for tiny_llama" in summary
+    assert "are longer than 3 tokens" in (newest(tmp_path) / "summary.md").read_text()
     assert not list((tmp_path / "outputs" / "artifacts" / "train").glob("*/stage.json"))
 
 
-# ---- the rest of the command line -------------------------------------------------------------------
+# ---- the rest of the command line ---------------------------------------------------------------
 
 
 def test_a_sweep_runs_every_job_and_shares_stages(tmp_path: Path, paw: Paw) -> None:
@@ -442,8 +460,8 @@ def test_a_sweep_runs_every_job_and_shares_stages(tmp_path: Path, paw: Paw) -> N
     jobs = sorted((tmp_path / "outputs" / "sweeps").glob("*/*_tiny_llama-tiny_qwen2"))
     assert len(jobs) == 2
     assert all((j / "summary.md").is_file() for j in jobs)
-    assert done.stdout.count("computed  20 steps") == 2  # source and target, in the first job
-    assert done.stdout.count("reused    20 steps") == 2
+    assert done.stdout.count("computed  train") == 2  # source and target, in the first job
+    assert done.stdout.count("reused    train") == 2
 
 
 def test_trackers_get_the_curve(tmp_path: Path, paw: Paw) -> None:
@@ -464,38 +482,18 @@ def test_composed_configuration_is_shown_without_running(tmp_path: Path, paw: Pa
 
 
 def test_a_wheel_runs_the_same_from_another_folder(tmp_path: Path) -> None:
-    """Built, unpacked elsewhere, run there: conf/ and the embedded pair come from the wheel."""
+    """Built, unpacked elsewhere, run there: conf/ and the embedded pair come from the wheel, and a
+    package beside it adds a method, a data set without Python, and a stage with its task."""
     wheels, site = tmp_path / "wheels", tmp_path / "site"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "-w",
-            str(wheels),
-            str(ROOT),
-        ],
-        check=True,
-    )
-    (wheel,) = wheels.glob("*.whl")
-    assert wheel.stat().st_size < 12 * 2**20
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(site),
-            str(wheel),
-        ],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip"]
+    for package in (ROOT, ROOT / "tests" / "plugin"):
+        command = [*pip, "wheel", "--quiet", "--no-deps", "-w", str(wheels), str(package)]
+        subprocess.run(command, check=True)
+    found = sorted(wheels.glob("*.whl"))
+    assert [wheel.name.split("-")[0] for wheel in found] == ["flips", "paw"]
+    assert found[1].stat().st_size < 12 * 2**20
+    command = [*pip, "install", "--quiet", "--no-deps", "--target", str(site), *map(str, found)]
+    subprocess.run(command, check=True)
     where = "import paw.paths; print(paw.paths.conf_dir())"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     shown = subprocess.run(
@@ -515,7 +513,12 @@ def test_a_wheel_runs_the_same_from_another_folder(tmp_path: Path) -> None:
         *QUICK,
         "train.max_steps=100",
         "evaluate.limit=100",
+        "transfer.controls=[flipped]",
     ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(newest(tmp_path))["target + own adapter"]["accuracy"] > 0.5
+    assert "target + flipped" in results(newest(tmp_path))
+    census = [sys.executable, "-m", "paw.run", PRECISION, "task=census", "dataset=facts"]
+    done = subprocess.run(census, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert "computed  count facts: 224 rows" in done.stdout, done.stderr

@@ -18,9 +18,8 @@ METHODS = ["per_head", "ridge", "anchored", "embedding", "cross_lora"]
 
 def moved(found: Any, method: str) -> torch.Tensor:
     """ΔW of all modules of a transferred adapter, in one row."""
-    return torch.cat(
-        [(f.b @ f.a).flatten() for _, f in sorted(read_adapter(found[method].path).items())]
-    )
+    factors = read_adapter(found.folder / "adapters" / f"target_{method}")
+    return torch.cat([(f.b @ f.a).flatten() for _, f in sorted(factors.items())])
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +52,8 @@ def test_a_transfer_points_where_it_does_in_float32(
     ]
     found: dict[str, Any] = {}
     for bits in ("float32", precision):
-        for first, more in (
-            ("procrustes", METHODS),
-            ("shift", ["random"]),
-        ):  # shift runs the models themselves
+        # shift runs the models themselves
+        for first, more in (("procrustes", METHODS), ("shift", ["random"])):
             controls = f"transfer.controls=[{','.join(more)}]"
             found[bits, first] = launch(
                 *ask,
@@ -68,7 +65,8 @@ def test_a_transfer_points_where_it_does_in_float32(
     for first, more in (("procrustes", METHODS), ("shift", [])):
         for method in (first, *more):
             a, b = (moved(found[bits, first], method) for bits in ("float32", precision))
-            # what shift regresses is a difference of two passes, of which 16 bits leave fewer digits
+            # what shift regresses is a difference of two passes, of which 16 bits leave fewer
+            # digits
             alike = 0.95 if method == "shift" else 0.99
             assert float(torch.cosine_similarity(a, b, dim=0)) > alike, method
 
@@ -110,12 +108,13 @@ def test_tools(
     ):
         losses = []
         for how in (bits, "hardware.precision=float32"):
-            systems: Any = launch("task=evaluate", *base, *asked, *more, how)
-            losses.append([s.result["loss"] for s in systems])
+            found: Any = launch("task=evaluate", *base, *asked, *more, how)
+            losses.append([s.result.loss for s in found.systems])
         assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
     small: Any = launch("task=compress", *base, bits, "evaluate.limit=10")
-    assert small[1].result["loss"] == pytest.approx(small[0].result["loss"], rel=0.3)
+    before, after = (s.result.loss for s in small.systems)
+    assert after == pytest.approx(before, rel=0.3)
     pairs = [
         {"prompt": f"question : {i} answer :", "chosen": " red", "rejected": " blue"}
         for i in range(8)
@@ -125,5 +124,5 @@ def test_tools(
     better: Any = launch(
         "task=prefer", *base, *data, bits, "train.max_steps=8", "train.batch_size=4"
     )
-    assert better.made[-1].result["accuracy"] == 1
+    assert better.execution[better.execution.steps[-1]].result.accuracy == 1
     launch("task=validate", *base, bits)

@@ -119,7 +119,7 @@ def test_validate_counts_what_fails_and_fetches_nothing(paw: Paw) -> None:
     assert wrong.returncode == 2
     assert "Did you mean q_proj?" in wrong.stdout
     assert "the hub does not show Qwen/Qwen2.5-7B" in wrong.stdout
-    assert "2 of 11 checks failed" in wrong.stderr
+    assert "2 of 20 checks failed" in wrong.stderr
     everything = paw("task=validate", "everything=true")
     assert "none failed" in everything.stdout
     assert "| experiment=server" in everything.stdout

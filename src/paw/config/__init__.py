@@ -1,1 +1,1 @@
-"""The schema of every group in conf/, and the composition of a command line into it. Imports nothing heavy."""
+"""The schemas of the groups that every task has, and how schemas check values; nothing heavy."""

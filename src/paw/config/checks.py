@@ -1,4 +1,5 @@
-"""What every schema checks its values with: one line that names the key, the value and what is allowed."""
+"""What every schema checks its values with: one line that names the key, the value and what is
+allowed."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from paw.errors import ConfigError
 
 
 def transient(default: Any) -> Any:
-    """A field that changes how fast or where a stage runs, not what it makes: left out of fingerprints."""
+    """A field that changes how fast or where a stage runs, not what it makes: it is left out of
+    fingerprints."""
     return field(default=default, metadata={"transient": True})
 
 

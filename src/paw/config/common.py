@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
+from omegaconf import MISSING
+
 from paw.config.checks import one_of, within
+from paw.config.trackers import TrackerConfig
 from paw.errors import ConfigError
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
@@ -19,9 +22,8 @@ class HardwareConfig:
     precision: str = "auto"
     devices: int = 1
     strategy: str = "auto"  # of training on several devices: auto is ddp
-    deepspeed: Optional[str] = (
-        None  # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
-    )
+    # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
+    deepspeed: Optional[str] = None
     memory_gb: Optional[float] = None  # of one device, for task=validate
     threads: Optional[int] = None
     train_batch_size: int = 4
@@ -39,7 +41,7 @@ class HardwareConfig:
             )
         if self.strategy == "deepspeed" and self.device == "cpu":
             raise ConfigError(
-                "hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which also run on CPUs."
+                "hardware.strategy=deepspeed: needs GPUs. Choose ddp or fsdp, which CPUs run too."
             )
 
 
@@ -49,3 +51,21 @@ class PathsConfig:
     artifacts: str = "outputs/artifacts"
     models_dir: Optional[str] = None
     data_dir: Optional[str] = None
+
+
+@dataclass
+class RunConfig:
+    """What every task has. A task's Config adds the groups that it reads."""
+
+    task: str = "pipeline"
+    hardware: HardwareConfig = MISSING
+    tracker: TrackerConfig = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    plan: bool = False  # say what would run and what it would cost, and run nothing
+    force: list[str] = field(default_factory=list)  # stages to run again, or [all]
+    verify: bool = False  # read artifacts in full, not only what changed in size or time
+    seed: int = 0
+    name: Optional[str] = None  # of the run folder
+
+    def __post_init__(self) -> None:
+        """Rules between groups: a part adds its own, and calls the next."""

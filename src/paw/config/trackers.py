@@ -19,9 +19,8 @@ class SwanLabConfig:
     dir: Optional[str] = None  # null: in the run folder
 
     def __post_init__(self) -> None:
-        one_of(
-            "tracker.swanlab.mode", self.mode, ("auto", "online", "offline", "local", "disabled")
-        )
+        modes = ("auto", "online", "offline", "local", "disabled")
+        one_of("tracker.swanlab.mode", self.mode, modes)
 
 
 @dataclass

@@ -1,72 +1,83 @@
-"""Stage `encode`: a split as arrays of tokens, made once for all trainings on it and mapped into memory by every process."""
+"""Stage `encode`: a split as arrays of tokens, made once for all trainings on it and mapped into
+memory by every process."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paw.config.checks import transient
+from paw.data import tokenise
 from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.load import examples, listed
-from paw.data.tokenise import Encoded, encode, encode_for_head
+from paw.data.tokenise import Encoded
 from paw.errors import DataError
-from paw.models.load import load_tokenizer
-from paw.store import Input, Stage, Watch
+from paw.models.load import is_encoder, load_tokenizer, room
+from paw.store import Input, Stage, Watch, write_text
 
-STAGE = Stage("encode", "1", "paw.data.encode:tokens")
 IDS, BOUNDS, STARTS, LABELS = "ids.npy", "bounds.npy", "starts.npy", "labels.npy"
+ABOUT = "rows.json"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class EncodeStage:
     dataset: DatasetConfig
     split: str
     form: str  # likelihood, letter or classify
-    encoder: bool = (
-        False  # classify: read sentences and pairs as an encoder does, not as one prompt
-    )
     close: bool = False  # end answers with the model's end token
-    max_length: int = 1024
+    max_length: int = 1024  # tokens of an example at most, where the model has as many places
+    virtual: int = 0  # places of the model that an adapter's virtual tokens take
     limit: int | None = None  # the first rows only
     trust_remote_code: bool = transient(False)
 
 
-def tokens(
+@dataclass(frozen=True, kw_only=True)
+class EncodeResult:
+    rows: int
+    tokens: int
+    longest: int  # tokens
+    left_out: dict[str, int] = field(default_factory=dict)  # rows by the reason they were left out
+
+    def __str__(self) -> str:
+        return f"{self.rows} examples, {self.tokens} tokens"
+
+
+STAGE = Stage("encode", "2", "paw.data.encode:encode", config=EncodeStage, result=EncodeResult)
+
+
+def encode(
     config: EncodeStage, inputs: Mapping[str, Input], out: Path, watch: Watch
-) -> dict[str, Any]:
-    """Writes the gold rows of a split.
+) -> EncodeResult:
+    """Writes the gold rows of a split. Those that are longer than max_length, or than the model has
+    places beside virtual tokens, are left out and counted.
 
     Args:
-        inputs: `data`, and `tokenizer`, a model's folder known by its tokenizer alone.
+        inputs: `data`, and `tokenizer`, a model's folder known by its tokenizer, the places it has,
+            and whether it is an encoder.
 
     Raises:
-        DataError: for rows that cannot be used, or if all are longer than max_length.
+        DataError: for rows that cannot be used, or if all are too long.
     """
     left_out: Counter[str] = Counter()
-    found = examples(inputs["data"].path, config.dataset, config.split, config.form, left_out)[
-        : config.limit
-    ]
-    rows = _encoded(
-        found, config, load_tokenizer(inputs["tokenizer"].path, config.trust_remote_code)
-    )
-    kept = [
-        (row, _label(e))
-        for row, e in zip(rows, found, strict=True)
-        if len(row.ids) <= config.max_length
-    ]
+    model, data = inputs["tokenizer"].path, inputs["data"].path
+    found = examples(data, config.dataset, config.split, config.form, left_out)[: config.limit]
+    longest = min(config.max_length, (room(model) or 10**9) - config.virtual)
+    rows = _encoded(found, config, model)
+    kept = [(r, _label(e)) for r, e in zip(rows, found, strict=True) if len(r.ids) <= longest]
     if not kept:
         raise DataError(
-            f"{inputs['data'].path}: all {len(rows)} examples are longer than {config.max_length} tokens, the most that "
+            f"{data}: all {len(rows)} examples are longer than {longest} tokens, the most that "
             "train.max_length and the model allow. Raise it, or shorten them."
         )
     if len(kept) < len(rows):
-        left_out[f"more than {config.max_length} tokens"] = len(rows) - len(kept)
+        left_out[f"more than {longest} tokens"] = len(rows) - len(kept)
     if left_out:
         watch.say(f"{config.dataset.name}, {config.split}: left out {listed(left_out)}")
     lengths = np.array([len(row.ids) for row, _ in kept])
@@ -75,34 +86,20 @@ def tokens(
     np.save(out / STARTS, np.array([row.start for row, _ in kept], dtype=np.int32))
     np.save(out / LABELS, np.array([label for _, label in kept], dtype=np.float32))
     first = found[0]
-    classes = (
-        list(first.continuations) if config.form == "classify" and first.value is None else None
-    )
-    return {
-        "rows": len(kept),
-        "left_out": dict(left_out),
-        "tokens": int(lengths.sum()),
-        "longest": int(lengths.max()),
-        "classes": classes,
-    }
+    named = config.form == "classify" and first.value is None
+    write_text(out / ABOUT, json.dumps({"classes": list(first.continuations) if named else None}))
+    tokens, longest = int(lengths.sum()), int(lengths.max())
+    return EncodeResult(rows=len(kept), tokens=tokens, longest=longest, left_out=dict(left_out))
 
 
-def _encoded(found: Sequence[Example], config: EncodeStage, tokenizer: Any) -> list[Encoded]:
-    dataset = config.dataset
+def _encoded(found: Sequence[Example], config: EncodeStage, model: Path) -> list[Encoded]:
+    tokenizer = load_tokenizer(model, config.trust_remote_code)
+    chat = config.dataset.chat
     if config.form != "classify":
-        return encode(
-            tokenizer,
-            [(e.contexts[e.gold], e.continuations[e.gold]) for e in found],
-            dataset.chat,
-            config.close,
-        )
-    return encode_for_head(
-        tokenizer,
-        [e.texts for e in found],
-        [e.contexts[0] for e in found],
-        config.encoder,
-        dataset.chat,
-    )
+        pairs = [(e.contexts[e.gold], e.continuations[e.gold]) for e in found]
+        return tokenise.encode(tokenizer, pairs, chat, config.close)
+    texts, prompts = [e.texts for e in found], [e.contexts[0] for e in found]
+    return tokenise.encode_for_head(tokenizer, texts, prompts, is_encoder(model), chat)
 
 
 def _label(example: Example) -> float:
@@ -113,20 +110,26 @@ class Rows:
     """The rows of a finished `encode` stage, read from the disk as they are asked for."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._ids = np.load(folder / IDS, mmap_mode="r")
-        self.bounds, self.starts, self.labels = (
-            np.load(folder / name) for name in (BOUNDS, STARTS, LABELS)
-        )
+        arrays = (np.load(folder / name) for name in (BOUNDS, STARTS, LABELS))
+        self.bounds, self.starts, self.labels = arrays
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, index: int) -> Encoded:
         low, high = self.bounds[index], self.bounds[index + 1]
-        return Encoded(
-            tuple(self._ids[low:high].tolist()), int(self.starts[index]), float(self.labels[index])
-        )
+        ids = tuple(self._ids[low:high].tolist())
+        return Encoded(ids, int(self.starts[index]), float(self.labels[index]))
 
     @property
     def lengths(self) -> Any:
+        """Tokens of each row, as an array."""
         return np.diff(self.bounds)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Of a classifier's rows; None where a value is to be found, and of answers."""
+        classes = json.loads((self._folder / ABOUT).read_text())["classes"]
+        return None if classes is None else tuple(classes)

@@ -11,12 +11,21 @@ Row = dict[str, Any]
 Turns = tuple[tuple[str, str], ...]  # (role, content) of each message of a conversation
 
 
+class BadRow(Exception):
+    """A row that cannot be used: why, in words that are counted, and in a sentence of its own."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason, self.text = reason, text
+
+
 @dataclass(frozen=True)
 class Example:
-    """One question. Choice i is `continuations[i]` after `contexts[i]`; most kinds have the same context for all.
+    """One question. Choice i is `continuations[i]` after `contexts[i]`, which are mostly the same.
 
-    A text with an answer and no alternatives has one choice: it has a likelihood but no accuracy. Of a conversation the
-    context is its messages, which the model's own chat template puts into words.
+    A text with an answer and no alternatives has one choice: it has a likelihood but no accuracy.
+    Of a conversation the context is its messages, which the model's own chat template puts into
+    words.
     """
 
     id: str

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of a context with its continuation, which starts at `start`; or of a text with its class or value."""
+    """Token ids of a context with its continuation, which starts at `start`; or of a text with its
+    class or value."""
 
     ids: tuple[int, ...]
     start: int
@@ -25,19 +26,19 @@ class Encoded:
 def encode(
     tokenizer: Any, pairs: Sequence[tuple[str | Turns, str]], chat: bool, close: bool = False
 ) -> list[Encoded]:
-    """Contexts with continuations as tokens. The whole is encoded and cut at the longest common prefix with the context
-    alone, so that merges across the boundary count as continuation, as in the harness.
+    """Contexts with continuations as tokens. The whole is encoded and cut at the longest common
+    prefix with the context alone, so that merges across the boundary count as continuation, as in
+    lm-evaluation-harness.
 
     Args:
         chat: put contexts into the model's own chat template. Conversations are, in any case.
-        close: end the continuation as the model ends a text or its turn, so that training teaches it to stop.
+        close: end the continuation as the model ends a text or its turn, so that training teaches
+            it to stop.
 
     Raises:
         DataError: if a template is needed and the tokenizer has none, or a continuation is empty.
     """
-    texts = [
-        _texts(tokenizer, context, continuation, chat, close) for context, continuation in pairs
-    ]
+    texts = [_texts(tokenizer, before, after, chat, close) for before, after in pairs]
     contexts = sorted({(c, plain) for c, _, plain in texts})
     alone: dict[tuple[str, bool], list[int]] = {}
     whole: list[list[int]] = [[]] * len(texts)
@@ -47,9 +48,8 @@ def encode(
         if rows:
             ids = tokenizer(mine, add_special_tokens=special).input_ids
             alone |= {(c, special): found for c, found in zip(mine, ids, strict=True)}
-            ids = tokenizer(
-                [texts[i][0] + texts[i][1] for i in rows], add_special_tokens=special
-            ).input_ids
+            both = [texts[i][0] + texts[i][1] for i in rows]
+            ids = tokenizer(both, add_special_tokens=special).input_ids
             for i, found in zip(rows, ids, strict=True):
                 whole[i] = found
     out = []
@@ -65,13 +65,13 @@ def encode(
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]]) -> list[Encoded]:
-    """One sentence or a pair as an encoder reads it; `start` is where the second begins, or the end."""
+    """One sentence or a pair as an encoder reads it; `start` is where the second begins, or the
+    end."""
     out = []
     for text in texts:
         found = tokenizer(*text)
-        second = next(
-            (i for i, s in enumerate(found.sequence_ids()) if s == 1), len(found.input_ids)
-        )
+        seconds = (i for i, s in enumerate(found.sequence_ids()) if s == 1)
+        second = next(seconds, len(found.input_ids))
         out.append(Encoded(tuple(found.input_ids), second))
     return out
 
@@ -83,7 +83,8 @@ def encode_for_head(
     encoder: bool,
     chat: bool,
 ) -> list[Encoded]:
-    """Rows to be classified: sentences and pairs as an encoder reads them, one prompt as others do."""
+    """Rows to be classified: sentences and pairs as an encoder reads them, one prompt as others
+    do."""
     if encoder:
         return encode_texts(tokenizer, sentences)
     return [Encoded(ids, len(ids)) for ids in encode_prompts(tokenizer, prompts, chat)]
@@ -100,9 +101,8 @@ def _texts(
     if close:
         turns = [*_turns(context), {"role": "assistant", "content": after}]
         said = str(tokenizer.apply_chat_template(turns, tokenize=False))
-        after = (
-            said[len(before) :] if said.startswith(before) else after + (tokenizer.eos_token or "")
-        )
+        whole = said.startswith(before)
+        after = said[len(before) :] if whole else after + (tokenizer.eos_token or "")
     return before, after, False
 
 
@@ -124,31 +124,26 @@ def encode_prompts(
     for context in contexts:
         plain = isinstance(context, str) and not chat
         text = context if isinstance(context, str) and plain else _as_chat(tokenizer, context)
-        out.append(
-            tuple(_open(tokenizer, tokenizer(text, add_special_tokens=plain).input_ids, text))
-        )
+        ids = tokenizer(text, add_special_tokens=plain).input_ids
+        out.append(tuple(_open(tokenizer, ids, text)))
     return out
 
 
 def _open(tokenizer: Any, ids: list[int], text: str) -> list[int]:
     """Tokens without the end that some tokenizers close every text with."""
     end = tokenizer.eos_token_id
-    return (
-        ids[:-1]
-        if end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token)
-        else ids
-    )
+    closed = end is not None and ids[-1] == end and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if closed else ids
 
 
 def _as_chat(tokenizer: Any, context: str | Turns) -> str:
     if not tokenizer.chat_template:
         raise DataError(
-            "this model's tokenizer has no chat template, which conversations and dataset.chat=true need. "
-            "Choose a model that is made for chats, or a dataset.prompt."
+            "this model's tokenizer has no chat template, which conversations and "
+            "dataset.chat=true need. Choose a model that is made for chats, or a dataset.prompt."
         )
-    return str(
-        tokenizer.apply_chat_template(_turns(context), tokenize=False, add_generation_prompt=True)
-    )
+    how = {"tokenize": False, "add_generation_prompt": True}
+    return str(tokenizer.apply_chat_template(_turns(context), **how))
 
 
 def _turns(context: str | Turns) -> list[dict[str, str]]:

@@ -32,13 +32,15 @@ def flexible(text: str) -> str | None:
 
 
 def plain(answer: str) -> str:
-    """What the harness compares: without what stands before ####, without commas, dollar signs and a full stop at the end."""
+    """What the harness compares: without what stands before ####, commas, dollar signs and a full
+    stop at the end."""
     for pattern in (r",", r"\$", r"(?s).*#### ", r"\.$"):
         answer = re.sub(pattern, "", answer)
     return answer.lower()
 
 
 def letter(text: str, offered: str) -> int | None:
-    """The option that a text begins by naming: "B", "(B)", "B. …", "The answer is B."; None for anything else."""
+    """The option that a text begins by naming: "B", "(B)", "B. …", "The answer is B."; None for
+    anything else."""
     found = LETTER.match(text)
     return offered.find(found[1].upper()) if found and found[1].upper() in offered else None

@@ -1,4 +1,4 @@
-"""The schema of group evaluate."""
+"""The schemas of the groups evaluate and predict."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ from dataclasses import dataclass
 from typing import Optional
 
 from paw.config.checks import one_of, transient, within
-from paw.data.config import MODES
+from paw.plugins import load, modules
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
+MODES = "evaluation/modes"  # the folder with a file for each mode
 
-@dataclass
+
+@dataclass(kw_only=True)
 class EvaluateConfig:
-    """How questions are put and answered.
-
-    `likelihood` compares the choices' log-likelihoods; `letter` those of the options' letters; `generate` has the model
-    write: the letter where there are choices, else a worked answer whose number counts; `classify` puts a trained head on
-    the model, one output a class.
-    """
+    """How questions are put and answered: `mode` names a file in paw/evaluation/modes."""
 
     mode: str = "likelihood"
     num_fewshot: int = 0  # solved questions before each, the same for all
     fewshot_split: Optional[str] = transient(None)  # where they are drawn; else the train split
     sample_ratio: float = 1.0  # a seeded sample of the split
-    limit: Optional[int] = (
-        None  # at most so many of it, drawn by the seed (the harness takes the first)
-    )
+    # at most so many of it, drawn by the seed (lm-evaluation-harness takes the first)
+    limit: Optional[int] = None
     split: Optional[str] = transient(None)  # instead of the data set's own
     seed: int = 0
     max_new_tokens: int = 256  # of a generated answer
@@ -34,7 +30,7 @@ class EvaluateConfig:
     records: str = transient("jsonl")  # or parquet: the per-example results in the run folder
 
     def __post_init__(self) -> None:
-        one_of("evaluate.mode", self.mode, MODES)
+        one_of("evaluate.mode", self.mode, tuple(modules(MODES)))
         one_of("evaluate.records", self.records, ("jsonl", "parquet"))
         within("evaluate.sample_ratio", self.sample_ratio, 0, 1, open_low=True)
         within("evaluate.num_fewshot", self.num_fewshot, 0, 1000)
@@ -44,16 +40,25 @@ class EvaluateConfig:
         if self.limit is not None:
             within("evaluate.limit", self.limit, 1, 10**9)
 
-    def lettered(self, kind: str) -> bool:
-        """Whether the options stand in the prompt; texts have none."""
-        return self.mode in ("letter", "generate") and kind not in ("text", "chat")
-
     def form(self, kind: str) -> str:
-        """What a row becomes: its choices, their letters, or a class."""
-        return (
-            "letter"
-            if self.lettered(kind)
-            else "classify"
-            if self.mode == "classify"
-            else "likelihood"
-        )
+        """What `paw.data.load.examples` makes of a row of a kind of data: `likelihood` (its
+        choices as they are), `letter` (their letters) or `classify` (a class)."""
+        found: str = load(MODES, self.mode, "evaluate.mode").form(kind)
+        return found
+
+
+@dataclass(kw_only=True)
+class PredictConfig:
+    """What is asked, and where answers go."""
+
+    text: Optional[str] = None  # one text
+    # a text each line, or .jsonl rows with the fields that dataset.prompt names; - is stdin
+    file: Optional[str] = None
+    output: Optional[str] = None  # JSON lines, continued if it is there; else stdout
+    raw: bool = False  # texts are whole prompts: dataset.prompt is not put around them
+    max_new_tokens: int = 256
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        within("predict.max_new_tokens", self.max_new_tokens, 1, 10**6)
+        within("predict.batch_size", self.batch_size, 1, 10**6)

@@ -1,4 +1,4 @@
-"""All devices of a hardware profile, each with its engine: the first in this process, or with several each in its own."""
+"""All devices of a hardware profile, each with its engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from paw.store import Watch, peak_gpu, reset_gpu, tell_gpu
 
 @dataclass
 class Engines:
-    """The devices of a hardware profile: the first in this process, or with several each in its own."""
+    """The devices of a hardware profile: one in this process, several each in a process of its
+    own. They are kept from one evaluation to the next, with the base they hold."""
 
     _one: Engine = field(default_factory=Engine)
     _workers: list[ProcessPoolExecutor] = field(default_factory=list)

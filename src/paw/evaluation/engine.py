@@ -1,4 +1,5 @@
-"""One device: a base held in memory, an adapter on it, and batches of trees scored or prompts continued."""
+"""One device: a base in memory, an adapter on it, and batches of trees scored or prompts
+continued."""
 
 from __future__ import annotations
 
@@ -22,21 +23,22 @@ if TYPE_CHECKING:
     from paw.evaluation.past import Layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """All that decides what a batch's numbers are."""
 
     base: Input
-    adapter: Input | None
+    adapter: Input | None = None
     runtime: Runtime
-    trust_remote_code: bool
+    trust_remote_code: bool = False
     pad_id: int
     prefix: tuple[int, ...] = ()  # tokens that all rows begin with, put into a cache
     check: tuple[Encoded, ...] = ()  # one question, scored both ways before anything is
 
 
 class Engine:
-    """One device. What is loaded stays until something else is asked for: many adapters cost one load of their base."""
+    """What is loaded stays until something else is asked for: many adapters cost one load of their
+    base."""
 
     def __init__(self) -> None:
         self._held: tuple[Any, ...] = ()  # what the model is
@@ -51,18 +53,18 @@ class Engine:
 
     def release(self) -> None:
         """Gives the memory back."""
-        self._held, self._model, self._job, self._adapted, self._past, self._most = (
-            (),
-            None,
-            None,
-            None,
-            [],
-            None,
-        )
+        self._held, self._past = (), []
+        self._model = self._job = self._adapted = self._most = None
         free_memory()
 
     def run(self, job: Job, batch: Batch) -> list[Any]:
-        """The results of a batch, in its order. A batch that does not fit into memory is halved, and so are all later ones."""
+        """The results of a batch, in its order: of scoring the log-likelihoods in nats of each
+        question's choices, of writing the tokens. What does not fit into memory is halved, and so
+        are all later batches.
+
+        Raises:
+            StageError: where the model or one question alone does not fit.
+        """
         import torch
 
         with torch.inference_mode():
@@ -72,7 +74,8 @@ class Engine:
                 except (RuntimeError, MemoryError) as e:
                     if out_of_memory(e):
                         raise StageError(
-                            f"evaluate: the model does not fit into the memory of {job.runtime.device}."
+                            "evaluate: the model does not fit into the memory of "
+                            f"{job.runtime.device}."
                         ) from None
                     raise
             return self._fitting(batch)
@@ -86,12 +89,13 @@ class Engine:
                     raise
                 if not batch.halves():
                     raise StageError(
-                        f"evaluate: one question of {batch.tokens()} tokens does not fit into memory. "
-                        "Use a device with more of it, or fewer shots."
+                        f"evaluate: one question of {batch.tokens()} tokens does not fit into "
+                        "memory. Use a device with more of it, or fewer shots."
                     ) from None
             self._most = batch.tokens() // 2
             self.notes.append(
-                f"out of memory: batches of at most {self._most} tokens from here (evaluate.batch_tokens sets it)"
+                f"out of memory: batches of at most {self._most} tokens from here "
+                "(evaluate.batch_tokens sets it)"
             )
             free_memory()
         return [x for half in batch.halves() for x in self._fitting(half)]
@@ -147,7 +151,8 @@ class Engine:
         if any(p != p for p in plain):
             return True  # not the packing's fault: the caller refuses scores that are not finite
         self.notes.append(
-            "this model does not take packed questions: every choice is scored in a row of its own, more slowly"
+            "this model does not take packed questions: every choice is scored in a row of its "
+            "own, more slowly"
         )
         return False
 
@@ -167,10 +172,9 @@ class Engine:
         """One row without any filling, through the adapter's own forward pass."""
         from paw.evaluation.likelihood import label_logprobs
 
+        # PEFT's, that virtual tokens take no position ids: without filling they need none
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # PEFT's, that virtual tokens take no position ids: without filling they need none
+            warnings.simplefilter("ignore")
             return float(label_logprobs(self._whole(), [row], 0).sum())
 
     def _whole(self) -> Any:
@@ -192,7 +196,8 @@ class Engine:
         from paw.evaluation.past import length
 
         past, (row, place) = length(self._past), packed.reads.unbind(-1)
-        # Of virtual tokens all is in the past: the base goes without the wrapper. Other adapters live in its layers.
+        # Of virtual tokens all is in the past: the base goes without the wrapper. Other adapters
+        # live in its layers.
         with projecting(self._model, lambda hidden: hidden[row, place]):
             out = self._model(
                 input_ids=packed.ids,
@@ -205,22 +210,19 @@ class Engine:
         return logits
 
     def _masks(self, seen: Callable[[int | None], torch.Tensor]) -> Any:
-        """Additive masks of what is seen within a window, in the form that the model takes: one, or one for each type of its
-        layers."""
+        """Additive masks of what is seen within a window, in the form that the model takes: one,
+        or one for each type of its layers."""
         import torch
 
         config, dtype = self._model.config.get_text_config(), self._model.dtype
 
         def additive(window: int | None) -> torch.Tensor:
             found = seen(window)
-            return torch.zeros(found.shape, dtype=dtype, device=found.device).masked_fill_(
-                ~found, torch.finfo(dtype).min
-            )
+            mask = torch.zeros(found.shape, dtype=dtype, device=found.device)
+            return mask.masked_fill_(~found, torch.finfo(dtype).min)
 
-        types, window = (
-            set(getattr(config, "layer_types", None) or ()),
-            getattr(config, "sliding_window", None),
-        )
+        types = set(getattr(config, "layer_types", None) or ())
+        window = getattr(config, "sliding_window", None)
         if "sliding_attention" not in types:
             return additive(None if types else window)
         return {t: additive(window if t == "sliding_attention" else None) for t in types}
@@ -228,7 +230,8 @@ class Engine:
     # ---- writing
 
     def _write(self, batch: Writing) -> list[list[int]]:
-        """Greedy continuation with a cache: rows are filled on the left, and leave the batch when they are done."""
+        """Greedy continuation with a cache: rows are filled on the left, and leave the batch when
+        they are done."""
         import torch
 
         from paw.evaluation.past import growing, length
@@ -243,11 +246,8 @@ class Engine:
         cache = growing(self._past, n)
         rows, out, step = list(range(n)), [list[int]() for _ in range(n)], 0
         while rows:
-            first, count = (
-                width + step - ids.shape[1],
-                ids.shape[1],
-            )  # where the new tokens stand, how many they are
-            query = torch.arange(first, first + count, device=device)
+            # where the new tokens stand
+            query = torch.arange(width + step - ids.shape[1], width + step, device=device)
             position = (query - filled[:, None]).clamp_min(0) + past
             mask = self._masks(partial(_behind, past, query, filled, position))
             logits = self._model(
@@ -264,11 +264,8 @@ class Engine:
             for k, (row, token) in enumerate(zip(rows, chosen, strict=True)):
                 out[row].append(token)
                 tail = tokenizer.decode(out[row][-32:])
-                if (
-                    token not in ends
-                    and len(out[row]) < batch.limit
-                    and not any(s in tail for s in batch.stop)
-                ):
+                stopped = token in ends or any(s in tail for s in batch.stop)
+                if not stopped and len(out[row]) < batch.limit:
                     going.append(k)
             if len(going) < len(rows):
                 keep = torch.tensor(going, dtype=torch.long, device=device)
@@ -279,7 +276,8 @@ class Engine:
         return out
 
     def _write_alone(self, prompt: tuple[int, ...], batch: Writing) -> list[int]:
-        """The library's own generation, a prompt at a time, for models that the loop above does not know."""
+        """The library's own generation, a prompt at a time, for models that the loop above does not
+        know."""
         import torch
 
         assert self._job is not None
@@ -296,7 +294,8 @@ class Engine:
         return list(done[0, ids.shape[1] :].tolist())
 
     def _ends(self) -> set[int]:
-        """The tokens that end a text, as the model's own generation settings and its tokenizer name them."""
+        """The tokens that end a text, as the model's own generation settings and its tokenizer name
+        them."""
         named = getattr(self._model.generation_config, "eos_token_id", None)
         found = set(named if isinstance(named, list) else [named]) | {self._tokenizer.eos_token_id}
         return {x for x in found if x is not None}
@@ -305,13 +304,13 @@ class Engine:
 def _behind(
     past: int, query: torch.Tensor, filled: torch.Tensor, position: torch.Tensor, window: int | None
 ) -> torch.Tensor:
-    """What tokens at places `query` of left-filled rows see: the past, and what stands before them and is no filling."""
+    """What tokens at places `query` of left-filled rows see: the past, and what stands before them
+    and is no filling."""
     import torch
 
     key = torch.arange(int(query[-1]) + 1, device=query.device)
-    seen = (key[None, :] <= query[:, None])[None] & (
-        (key >= filled[:, None])[:, None] | (key[None, :] == query[:, None])[None]
-    )
+    before, itself = (key <= query[:, None])[None], (key == query[:, None])[None]
+    seen = before & ((key >= filled[:, None])[:, None] | itself)
     if window is not None:
         seen = seen & (query[:, None] - key < window)
     return behind_past(seen, position, past, window)

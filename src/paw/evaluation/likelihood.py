@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside, only the hidden states that `pick` takes (rows × places × d to n × d) reach the output projection."""
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: (pick(args[0])[None],)
-    )
+    """Inside, only the hidden states that `pick` takes (rows × places × d to n × d) reach the
+    output projection."""
+    projection = model.get_output_embeddings()
+    hook = projection.register_forward_pre_hook(lambda _, args: (pick(args[0])[None],))
     try:
         yield
     finally:
@@ -36,14 +36,17 @@ def label_logprobs(
 def label_logits(
     model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that predict the continuation tokens (n × vocabulary, float32), row after row, and those tokens (n).
+    """Logits that predict the continuation tokens (n × vocabulary, float32), row after row, and
+    those tokens (n).
 
-    Only the positions that predict one reach the output projection: they are picked from its input, and the model does to
-    their logits whatever its family does (caps, scales). With a large vocabulary the projection is most of the work.
+    Only the positions that predict one reach the output projection: they are picked from its
+    input, and the model does to their logits whatever its family does (caps, scales). With a large
+    vocabulary the projection is most of the work.
 
     Args:
-        packed: put all rows into one, each seen only by itself (`paw.training.packing`), instead of filling them up on the
-            right. Virtual tokens of prefix, prompt and p-tuning stand before a row, so those must be filled up.
+        packed: put all rows into one, each seen only by itself (`paw.training.packing`), instead of
+            filling them up on the right. Virtual tokens of prefix, prompt and p-tuning stand before
+            a row, so those must be filled up.
     """
     import torch
 
@@ -68,8 +71,7 @@ def label_logits(
     ]
     row, place = torch.tensor(places, device=device).unbind(-1)
     width = ids.shape[1]
-    with projecting(
-        model, lambda hidden: hidden[row, hidden.shape[1] - width + place]
-    ):  # virtual tokens may stand before
+    # virtual tokens may stand before
+    with projecting(model, lambda hidden: hidden[row, hidden.shape[1] - width + place]):
         logits = model(input_ids=ids, use_cache=False, **more).logits[0].float()
     return logits, ids[row, place + 1]

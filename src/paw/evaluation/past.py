@@ -1,5 +1,5 @@
-"""Keys and values that every row of a batch begins with, computed once: a long shared prompt, or an adapter's virtual
-tokens."""
+"""Keys and values that every row of a batch begins with, computed once: a long shared prompt, or
+an adapter's virtual tokens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-Layers = list[
-    tuple["torch.Tensor", "torch.Tensor"]
-]  # keys and values of a layer: (1 × heads × tokens × head size)
+# keys and values of every layer: (1 × heads × tokens × head size)
+Layers = list[tuple["torch.Tensor", "torch.Tensor"]]
 
 
 def borrowed(layers: Layers) -> Any:
-    """A cache that puts these layers before what a forward pass adds, and keeps nothing of it: one layer's copy at a time
-    instead of all."""
+    """A cache that puts these layers before what a forward pass adds, and keeps nothing of it: one
+    layer's copy at a time instead of all."""
     import torch
     from transformers import DynamicCache
 
@@ -36,7 +35,8 @@ def borrowed(layers: Layers) -> Any:
 
 
 def growing(layers: Layers, rows: int = 1) -> Any:
-    """An ordinary cache that starts with these layers, once a row. All layers keep all tokens: windows are left to masks."""
+    """An ordinary cache that starts with these layers, once a row. All layers keep all tokens:
+    windows are left to masks."""
     from transformers import DynamicCache
 
     if not layers:
@@ -57,7 +57,8 @@ def taken(cache: Any) -> Layers:
 
 
 def virtual_tokens(model: Any) -> Layers:
-    """What a prompt-learning adapter (prefix, prompt or p-tuning) puts before every text; nothing for other adapters."""
+    """What a prompt-learning adapter (prefix, prompt or p-tuning) puts before every text; nothing
+    for other adapters."""
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning:
         return []

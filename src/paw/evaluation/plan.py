@@ -1,4 +1,5 @@
-"""Questions as batches, planned before any of them runs: what a batch is depends neither on devices nor on what ran before."""
+"""Questions as batches, planned before any of them runs: what a batch is depends neither on devices
+nor on what ran before."""
 
 from __future__ import annotations
 
@@ -23,11 +24,8 @@ class Scoring:
 
     def halves(self) -> list[Scoring]:
         rows = self.rows if len(self.rows) > 1 else tuple((t,) for t in self.rows[0])
-        return (
-            [Scoring(rows[: len(rows) // 2]), Scoring(rows[len(rows) // 2 :])]
-            if len(rows) > 1
-            else []
-        )
+        half = len(rows) // 2
+        return [Scoring(rows[:half]), Scoring(rows[half:])] if half else []
 
     def tokens(self) -> int:
         return len(self.rows) * max(sum(map(len, row)) for row in self.rows)
@@ -45,12 +43,9 @@ class Writing:
     stop: tuple[str, ...]
 
     def halves(self) -> list[Writing]:
-        half, n = len(self.prompts) // 2, len(self.prompts)
-        return (
-            [replace(self, prompts=self.prompts[:half]), replace(self, prompts=self.prompts[half:])]
-            if n > 1
-            else []
-        )
+        half = len(self.prompts) // 2
+        parts = (self.prompts[:half], self.prompts[half:]) if half else ()
+        return [replace(self, prompts=part) for part in parts]
 
     def tokens(self) -> int:
         return len(self.prompts) * (max(map(len, self.prompts)) + self.limit)
@@ -64,8 +59,8 @@ Batch = Scoring | Writing
 
 def prefix_of(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
     """What is worth keeping in a cache: few shots, a long system prompt; nothing if it is short."""
-    found = shared_prefix(questions)
-    return found if len(found) >= WORTH and len(questions) > 1 else ()
+    found = shared_prefix(questions) if len(questions) > 1 else ()
+    return found if len(found) >= WORTH else ()
 
 
 def plan_scoring(
@@ -75,7 +70,8 @@ def plan_scoring(
 
     Args:
         prefix: tokens at the front of every row that a cache holds.
-        tokens, reads: at most so many tokens and read positions a batch; one question alone is never refused.
+        tokens, reads: at most so many tokens and read positions a batch; one question alone is
+            never refused.
     """
     trees = [tree(q, prefix) for q in questions]
     batches: list[list[list[int]]] = []
@@ -93,7 +89,8 @@ def plan_scoring(
 
 
 def _rows(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Items in rows of at most `most`, the longest rows first: each, from the longest on, goes where least is left over."""
+    """Items in rows of at most `most`, the longest rows first: each, from the longest on, goes
+    where least is left over (best-fit decreasing)."""
     rows: list[list[int]] = []
     left: list[tuple[int, int]] = []  # what is left of each row, in order
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):

@@ -1,10 +1,12 @@
-"""What may be said of a number: standard errors, paired tests, and the gap recovered with its interval."""
+"""What may be said of a number: standard errors, paired tests, and the gap recovered with its
+interval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,8 @@ Vector = NDArray[np.float64]
 class Gap:
     """(transferred − base)/(own − base), with a paired bootstrap interval of 95 %.
 
-    `of` says what was compared: accuracy, or the gold answer's log-likelihood per token where there is no accuracy.
+    `of` says what was compared: accuracy, or the gold answer's log-likelihood per token where there
+    is no accuracy.
     """
 
     of: str
@@ -45,8 +48,17 @@ def interval(right: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    """Accuracy with its standard error and 95 % interval; nothing where there are no questions."""
+    if not right:
+        return {}
+    low, high = interval(sum(right), len(right))
+    mean, error = float(np.mean(right)), standard_error([float(x) for x in right])
+    return {"accuracy": mean, "stderr": error, "low": low, "high": high}
+
+
 def f1(gold: Sequence[bool], predicted: Sequence[bool]) -> float:
-    """The harmonic mean of precision and recall of the positive class; 0 where nothing is positive."""
+    """The harmonic mean of precision and recall; 0 where nothing is positive."""
     hits = sum(g and p for g, p in zip(gold, predicted, strict=True))
     marked = sum(gold) + sum(predicted)
     return 2 * hits / marked if marked else 0.0
@@ -55,7 +67,8 @@ def f1(gold: Sequence[bool], predicted: Sequence[bool]) -> float:
 def resampled_means(columns: Vector, seed: int = 0, resamples: int = RESAMPLES) -> Vector:
     """Bootstrap means of columns resampled together: (n × k) to (resamples × k).
 
-    Where rows repeat, as right and wrong do, how often each is drawn is all that counts: one multinomial draw a resample.
+    Where rows repeat, as right and wrong do, how often each is drawn is all that counts: one
+    multinomial draw a resample.
     """
     rng, n = np.random.default_rng(seed), len(columns)
     kinds, counts = np.unique(columns, axis=0, return_counts=True)
@@ -77,36 +90,24 @@ def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed:
     Args:
         base, own, transferred: the same examples' scores, in the same order (n,).
 
-    Ineligible where own − base is under three points (of accuracy) or its interval includes 0: there is nothing to
-    recover, and the ratio means nothing.
+    Ineligible where own − base is under three points (of accuracy) or its interval includes 0:
+    there is nothing to recover, and the ratio means nothing.
     """
     gap = own - base
     means = resampled_means(np.stack([gap, transferred - base], axis=1), seed)
     low_gap, high_gap = np.percentile(means[:, 0], [2.5, 97.5])
+    why = f"own − base is {gap.mean():+.3f}"
     if low_gap <= 0 <= high_gap or gap.mean() < 0:
-        return Gap(
-            of,
-            False,
-            f"own − base is {gap.mean():+.3f}, interval [{low_gap:+.3f}, {high_gap:+.3f}]",
-            None,
-            None,
-            None,
-        )
+        reason = f"{why}, interval [{low_gap:+.3f}, {high_gap:+.3f}]"
+        return Gap(of, False, reason, None, None, None)
     if of == "accuracy" and gap.mean() < ELIGIBLE:
-        return Gap(
-            of, False, f"own − base is {gap.mean():+.3f}, under {ELIGIBLE}", None, None, None
-        )
+        return Gap(of, False, f"{why}, under {ELIGIBLE}", None, None, None)
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a gap bounds nothing
-        ratios = np.where(
-            means[:, 0] > 0, means[:, 1] / means[:, 0], np.copysign(np.inf, means[:, 1])
-        )
-    low, high = (
-        np.percentile(ratios, 2.5, method="lower"),
-        np.percentile(ratios, 97.5, method="higher"),
-    )
-    return Gap(
-        of, True, "", float((transferred - base).mean() / gap.mean()), float(low), float(high)
-    )
+        endless = np.copysign(np.inf, means[:, 1])
+        ratios = np.where(means[:, 0] > 0, means[:, 1] / means[:, 0], endless)
+    low = float(np.percentile(ratios, 2.5, method="lower"))
+    high = float(np.percentile(ratios, 97.5, method="higher"))
+    return Gap(of, True, "", float((transferred - base).mean() / gap.mean()), low, high)
 
 
 def mcnemar(
@@ -115,7 +116,8 @@ def mcnemar(
     """Exact McNemar test of two systems on the same questions.
 
     Returns:
-        Questions only `after` has right, questions only `before` has right, and the two-sided p-value.
+        Questions only `after` has right, questions only `before` has right, and the two-sided
+        p-value.
     """
     from scipy.stats import binomtest
 
@@ -128,11 +130,8 @@ def paired_t(before: Vector, after: Vector) -> float:
     """Two-sided p-value of the paired t-test; 1 where nothing differs."""
     from scipy.stats import ttest_rel
 
-    return (
-        float(ttest_rel(after, before).pvalue)
-        if len(before) > 1 and np.ptp(after - before) > 0
-        else 1.0
-    )
+    differs = len(before) > 1 and np.ptp(after - before) > 0
+    return float(ttest_rel(after, before).pvalue) if differs else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

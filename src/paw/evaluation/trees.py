@@ -1,8 +1,9 @@
 """A question's choices as a tree of tokens, so that what they share is computed once.
 
-A tree's nodes are tokens in preorder: a node sees itself and its ancestors, which are the nodes j ≤ i whose subtree has
-not ended, i < end[j]; its position is its depth. One rule makes a choice's tokens see exactly what they would see alone,
-whatever is shared, and keeps trees that stand in one row apart.
+A tree's nodes are tokens in preorder: a node sees itself and its ancestors, which are the nodes
+j ≤ i whose subtree has not ended, i < end[j]; its position is its depth. One rule makes a choice's
+tokens see exactly what they would see alone, whatever is shared, and keeps trees that stand in one
+row apart.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ if TYPE_CHECKING:
 class Tree:
     """Tokens in preorder, each with its depth and where its subtree ends (exclusive).
 
-    A choice's last token is asked for, but nothing is read after it: it is a node only where another choice goes on.
+    A choice's last token is asked for, but nothing is read after it: it is a node only where
+    another choice goes on.
     """
 
     ids: tuple[int, ...]
     depth: tuple[int, ...]
     end: tuple[int, ...]
-    scored: tuple[
-        tuple[tuple[int, int], ...], ...
-    ]  # by choice: at which node which next token's log-probability counts
+    # by choice: at which node which next token's log-probability counts
+    scored: tuple[tuple[tuple[int, int], ...], ...]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,7 +50,8 @@ def tree(rows: Sequence[Encoded], skip: int = 0) -> Tree:
     """The prefix tree of a question's choices.
 
     Args:
-        skip: tokens at the front that all rows share and that a cache holds already; less than any row's start.
+        skip: tokens at the front that all rows share and that a cache holds already; less than any
+            row's start.
     """
     ids: list[int] = []
     depth: list[int] = []
@@ -83,12 +85,10 @@ def chain(ids: Sequence[int]) -> Tree:
 
 
 def shared_prefix(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
-    """What every row of every question begins with, at least one token short of any continuation."""
+    """What all rows of all questions begin with, at least a token short of any continuation."""
     rows = [r for q in questions for r in q]
-    low, high = (
-        min(r.ids for r in rows),
-        max(r.ids for r in rows),
-    )  # what these share, all between them share
+    # what these share, all between them share
+    low, high = min(r.ids for r in rows), max(r.ids for r in rows)
     return low[: min(common(low, high), min(r.start for r in rows) - 1)]
 
 
@@ -100,9 +100,7 @@ class Packed:
     depth: torch.Tensor  # (rows × length)
     end: torch.Tensor  # (rows × length)
     reads: torch.Tensor  # (n × 2) row and place of every position whose prediction is read
-    asked: (
-        torch.Tensor
-    )  # (m × 2) index into reads, and the token whose log-probability is asked there
+    asked: torch.Tensor  # (m × 2) index into reads, and the token that is asked for there
     sums: list[list[list[int]]]  # by tree and choice: indices into asked
 
 
@@ -116,9 +114,7 @@ def pack(rows: Sequence[Sequence[Tree]], pad_id: int, device: Any) -> Packed:
     reads: dict[tuple[int, int], int] = {}
     asked: dict[tuple[int, int], int] = {}
     for r, row in enumerate(rows):
-        row_ids: list[int] = []
-        row_depth: list[int] = []
-        row_end: list[int] = []
+        row_ids, row_depth, row_end = list[int](), list[int](), list[int]()
         for t in row:
             offset = len(row_ids)
             row_ids += t.ids
@@ -126,14 +122,11 @@ def pack(rows: Sequence[Sequence[Tree]], pad_id: int, device: Any) -> Packed:
             row_end += (e + offset for e in t.end)
             sums.append([])
             for pairs in t.scored:
-                found = [
-                    (reads.setdefault((r, node + offset), len(reads)), token)
-                    for node, token in pairs
-                ]
+                at = [reads.setdefault((r, node + offset), len(reads)) for node, _ in pairs]
+                found = [(place, token) for place, (_, token) in zip(at, pairs, strict=True)]
                 sums[-1].append([asked.setdefault(one, len(asked)) for one in found])
-        fill = width - len(
-            row_ids
-        )  # what fills a row sees only itself: no row of the attention is empty
+        # what fills a row sees only itself: no row of the attention is empty
+        fill = width - len(row_ids)
         ids.append(row_ids + [pad_id] * fill)
         depth.append(row_depth + [0] * fill)
         end.append([*row_end, *range(len(row_ids) + 1, width + 1)])
@@ -163,7 +156,8 @@ def visible(packed: Packed, past: int, window: int | None = None) -> torch.Tenso
 def behind_past(
     seen: torch.Tensor, position: torch.Tensor, past: int, window: int | None
 ) -> torch.Tensor:
-    """What is seen (rows × length × keys) with a past before it, as attention wants it: rows × 1 × length × past + keys.
+    """What is seen (rows × length × keys) with a past before it, as attention wants it:
+    rows × 1 × length × past + keys.
 
     Args:
         position: of the tokens that look (rows × length), the past counted.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paw.config.checks import transient
 from paw.export.config import CompressConfig
@@ -13,20 +12,34 @@ from paw.export.tokenizer import copy_tokenizer
 from paw.models.load import Runtime, load_model
 from paw.store import Input, Stage, Watch
 
-STAGE = Stage("compress", "1", "paw.export.compress:compress")
 
-
-@dataclass
+@dataclass(kw_only=True)
 class CompressStage:
     compress: CompressConfig
     runtime: Runtime
     trust_remote_code: bool = transient(False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompressResult:
+    scheme: str
+    gib_before: float
+    gib: float
+
+    def __str__(self) -> str:
+        return f"{self.gib_before} GiB to {self.gib} GiB"
+
+
+STAGE = Stage(
+    "compress", "1", "paw.export.compress:compress", config=CompressStage, result=CompressResult
+)
+
+
 def compress(
     config: CompressStage, inputs: Mapping[str, Input], out: Path, watch: Watch
-) -> dict[str, Any]:
-    """Linear layers in 4 (NF4) or 8 bits; embeddings, norms and the output projection stay as they are.
+) -> CompressResult:
+    """Linear layers in 4 (NF4) or 8 bits; embeddings, norms and the output projection stay as they
+    are.
 
     Args:
         inputs: `model`.
@@ -35,11 +48,9 @@ def compress(
     model = load_model(base, config.runtime, config.trust_remote_code, config.compress.scheme)
     model.save_pretrained(str(out))
     copy_tokenizer(base, out)
-    before, after = (
-        sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (base, out)
-    )
-    return {
-        "scheme": config.compress.scheme,
-        "gib_before": round(before / 2**30, 3),
-        "gib": round(after / 2**30, 3),
-    }
+    before, after = _gib(base), _gib(out)
+    return CompressResult(scheme=config.compress.scheme, gib_before=before, gib=after)
+
+
+def _gib(folder: Path) -> float:
+    return round(sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2**30, 3)

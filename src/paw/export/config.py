@@ -11,9 +11,7 @@ from paw.config.checks import one_of, within
 class MergeConfig:
     """An adapter into its base."""
 
-    precision: str = (
-        "auto"  # of the merged weights: auto is the base's own; float32, bfloat16, float16
-    )
+    precision: str = "auto"  # of the merged weights: auto is the base's own
     shard_gb: float = 5.0
 
     def __post_init__(self) -> None:

@@ -20,17 +20,44 @@ from paw.store import Input, Stage, Watch
 if TYPE_CHECKING:
     import torch
 
-STAGE = Stage("merge", "1", "paw.export.merge:merge")
 PROMPTS = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 SLACK = 1e-3  # of the largest logit, in float32: rounding, where a wrong merge is off by units
-TEXT = "The river was high after the rain, and the bridge had been closed since Monday. How many days is that? 3 + 4 = 7."
+TEXT = (
+    "The river was high after the rain, and the bridge had been closed since Monday. "
+    "How many days is that? 3 + 4 = 7."
+)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MergeStage:
     merge: MergeConfig
     device: str = transient("cpu")
     trust_remote_code: bool = transient(False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeResult:
+    quantise: str  # how the base was held while the adapter was trained
+    precision: str  # of the written weights
+    largest_logit: float
+    merged: float  # the largest difference of a logit, float32, to base and adapter
+    rounded: float  # to the same, by rounding to the precision
+    dequantised: float | None = None  # to the quantised base with the adapter
+    shards: int
+    gib: float
+
+    def __str__(self) -> str:
+        drift = ""
+        if self.dequantised is not None:
+            drift = f"; {self.dequantised:.2g} from the quantised base it was trained on"
+        return (
+            f"{self.gib} GiB in {self.shards} files, {self.precision}; logits (to "
+            f"{self.largest_logit:.0f}) differ by {self.merged:.1g} merged and "
+            f"{self.rounded:.1g} rounded{drift}"
+        )
+
+
+STAGE = Stage("merge", "1", "paw.export.merge:merge", config=MergeStage, result=MergeResult)
 
 
 def check_mergeable(adapter: Path) -> None:
@@ -41,18 +68,17 @@ def check_mergeable(adapter: Path) -> None:
     kind = read_config(adapter)["peft_type"]
     if kind in PROMPTS:
         raise AdapterError(
-            f"{adapter}: {kind} puts virtual tokens before a text, which no weight of the base can hold. "
-            "Keep the adapter beside its base."
+            f"{adapter}: {kind} puts virtual tokens before a text, which no weight of the base can "
+            "hold. Keep the adapter beside its base."
         )
 
 
-def merge(
-    config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Watch
-) -> dict[str, Any]:
-    """W + ΔW in float32, checked by logits before it is rounded and written as sharded safetensors with the tokenizer.
+def merge(config: MergeStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> MergeResult:
+    """W + ΔW in float32, checked by logits before it is rounded and written as sharded safetensors
+    with the tokenizer.
 
-    An adapter that was trained on a quantised base is merged into what that base is when it is dequantised, which is what it was
-    trained to correct, and what that costs beside the quantised base is reported.
+    An adapter that was trained on a quantised base is merged into that base dequantised, which is
+    what it was trained to correct; what that changes beside the quantised base is reported.
 
     Args:
         inputs: `model` and `adapter`.
@@ -68,42 +94,45 @@ def merge(
     quantise, classes = known.get("quantise", "none"), known.get("classes", ())
     tokenizer = load_tokenizer(base.path, config.trust_remote_code)
     ids = torch.tensor([tokenizer(TEXT).input_ids], device=runtime.device)
-    result: dict[str, Any] = {"quantise": quantise}
 
     def loaded(how: str) -> Any:
         if "classes" in known:
             return load_classifier(base.path, runtime, classes, config.trust_remote_code, how)[0]
         return load_model(base.path, runtime, config.trust_remote_code, how)
 
-    model = loaded(quantise)
+    model, quantised = loaded(quantise), None
     if quantise != "none":
         quantised = _logits(attach(model, adapter.path, base.fingerprint), ids)
         model = loaded(quantise).dequantize().float()
         model.config.__dict__.pop("quantization_config", None)
     adapted = attach(model, adapter.path, base.fingerprint)
     before = _logits(adapted, ids)
-    merged = adapted.merge_and_unload(safe_merge=True)
-    after, scale = _logits(merged, ids), float(before.abs().max())
-    result |= {"largest_logit": scale, "merged": float((after - before).abs().max())}
-    if result["merged"] > SLACK * max(scale, 1):
+    model = adapted.merge_and_unload(safe_merge=True)
+    after, scale = _logits(model, ids), float(before.abs().max())
+    merged = float((after - before).abs().max())
+    if merged > SLACK * max(scale, 1):
         raise StageError(
-            f"merge: logits differ by {result['merged']:.3g} from those of base and adapter, which is more than rounding. "
-            "Keep the adapter beside its base."
+            f"merge: logits differ by {merged:.3g} from those of base and adapter, which is more "
+            "than rounding. Keep the adapter beside its base."
         )
-    if quantise != "none":
-        result["dequantised"] = float((after - quantised).abs().max())
     precision = config.merge.precision
     dtype = _own_dtype(base.path) if precision == "auto" else precision
-    merged = merged.to(getattr(torch, dtype))
-    merged.config.dtype = getattr(torch, dtype)
-    result |= {"precision": dtype, "rounded": float((_logits(merged, ids) - after).abs().max())}
-    merged.save_pretrained(str(out), max_shard_size=f"{config.merge.shard_gb}GB")
+    model = model.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    rounded = float((_logits(model, ids) - after).abs().max())
+    model.save_pretrained(str(out), max_shard_size=f"{config.merge.shard_gb}GB")
     copy_tokenizer(base.path, out)
-    files = sorted(p.name for p in out.glob("*.safetensors"))
-    return result | {
-        "shards": len(files),
-        "gib": round(sum((out / f).stat().st_size for f in files) / 2**30, 3),
-    }
+    sizes = [file.stat().st_size for file in out.glob("*.safetensors")]
+    return MergeResult(
+        quantise=quantise,
+        precision=dtype,
+        largest_logit=scale,
+        merged=merged,
+        rounded=rounded,
+        dequantised=None if quantised is None else float((after - quantised).abs().max()),
+        shards=len(sizes),
+        gib=round(sum(sizes) / 2**30, 3),
+    )
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,5 @@
 
 import logging
 
-logging.getLogger("bitsandbytes").setLevel(
-    logging.CRITICAL
-)  # it says at every import what it could have on other machines
+# It says at every import what it could have on other machines.
+logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)

@@ -1,11 +1,12 @@
-"""Adapters as plain PEFT folders: LoRA read with every check and written whole, any type attached to its own base only."""
+"""Adapters as plain PEFT folders: LoRA read with every check and written whole, any type attached
+to its own base only."""
 
 from __future__ import annotations
 
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from paw.errors import AdapterError
 from paw.models.layout import Part
 from paw.store import write_text
-from paw.text import some
+from paw.text import first_line, some
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG, WEIGHTS, BIRTH = "adapter_config.json", "adapter_model.safetensors", "paw.json"
 PICKLED = "adapter_model.bin"  # what older versions of PEFT wrote
-# Initialisations after which the base is no longer what it was: the adapter is relative to a residual of it.
+# Initialisations that change the base: the adapter is relative to a residual of it.
 RESIDUAL = {
     "pissa": "PiSSA",
     "olora": "OLoRA",
@@ -48,8 +49,8 @@ class Factors:
 
 
 def find_adapter(path: str) -> Path:
-    """The PEFT folder at a path, or the only one below it: the layouts `runs/<dataset>/<model>/…/final_model` of older
-    scripts are taken as they are.
+    """The PEFT folder at a path, or the only one below it: layouts of older scripts, such as
+    `runs/<dataset>/<model>/…/final_model`, are taken as they are.
 
     Raises:
         AdapterError: where there is none, or more than one.
@@ -60,25 +61,25 @@ def find_adapter(path: str) -> Path:
     if (folder / CONFIG).is_file():
         return folder
     found = sorted(p.parent for p in folder.rglob(CONFIG))
-    final = [p for p in found if p.name == "final_model"]
-    if len(final or found) == 1:
-        return (final or found)[0]
+    found = [p for p in found if p.name == "final_model"] or found
     if not found:
         raise AdapterError(
-            f"{folder}: has no {CONFIG}, nor any folder below it. Give the folder of a PEFT adapter."
+            f"{folder}: has no {CONFIG}, nor has any folder below it. Give a PEFT adapter's folder."
         )
-    raise AdapterError(
-        f"{folder}: holds {len(final or found)} adapters. Name one: {some([str(p) for p in final or found])}."
-    )
+    if len(found) > 1:
+        names = some([str(p) for p in found])
+        raise AdapterError(f"{folder}: holds {len(found)} adapters. Name one: {names}.")
+    return found[0]
 
 
 def other_base(folder: Path, known: Sequence[str]) -> str | None:
-    """What an adapter says it was trained on, where that is none of the names that its base goes by; None where it says
-    nothing. Hub ids and paths are compared by their last part, `Owner_Name` and the hub's own cache folders as `Owner/Name`."""
+    """What an adapter says it was trained on, where that is none of the names that its base goes
+    by; None where it says nothing. Hub ids and paths are compared by their last part, `Owner_Name`
+    and the hub's own cache folders as `Owner/Name`."""
     said = str(read_config(folder).get("base_model_name_or_path") or "")
 
     def names(name: str) -> set[str]:
-        """What a hub id or a path calls a model: its name, and with its owner where there is one."""
+        """What a hub id or a path calls a model: its name, also with its owner if there is one."""
         cached = re.search(r"models--(.+?)--([^/]+)", name)
         parts = [cached[1], cached[2]] if cached else name.rstrip("/").casefold().split("/")[-2:]
         last = parts[-1].casefold()
@@ -89,36 +90,36 @@ def other_base(folder: Path, known: Sequence[str]) -> str | None:
 
 
 def is_factors(folder: Path) -> bool:
-    """Whether an adapter is nothing but pairs of factors: LoRA without magnitudes, biases and whole modules."""
+    """Whether an adapter is nothing but pairs of factors: LoRA without magnitudes, biases and whole
+    modules."""
     config = read_config(folder)
-    more = (
-        config.get("use_dora"),
-        config.get("modules_to_save"),
-        config.get("bias", "none") != "none",
-    )
-    return config["peft_type"] == "LORA" and not any(more)
+    more = config.get("use_dora") or config.get("modules_to_save")
+    return config["peft_type"] == "LORA" and not more and config.get("bias", "none") == "none"
 
 
 def check_plain(folder: Path) -> None:
     """
     Raises:
-        AdapterError: where an adapter's factors are relative to a base that its initialisation has changed.
+        AdapterError: where factors are relative to a base that their initialisation has changed.
     """
     name = _changes_its_base(folder)
-    if name is not None:
-        remedy = (
-            "its base was quantised and changed, and PEFT has no conversion. Train it with init_lora_weights=true."
-            if name == "LoftQ"
-            else "convert it on its own base with PEFT, model.save_pretrained(DIR, path_initial_model_for_weight_conversion="
-            "DIR_OF_THE_UNTRAINED_ADAPTER), and give DIR."
-        )
-        raise AdapterError(
-            f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; {remedy}"
-        )
+    if name is None:
+        return
+    remedy = (
+        "convert it on its own base with PEFT, model.save_pretrained(DIR, "
+        "path_initial_model_for_weight_conversion=DIR_OF_THE_UNTRAINED_ADAPTER), and give DIR."
+    )
+    if name == "LoftQ":
+        remedy = "PEFT has no conversion for it. Train it with init_lora_weights=true."
+    raise AdapterError(
+        f"{folder}: is a {name} adapter, relative to a base that its initialisation changed; "
+        f"{remedy}"
+    )
 
 
 def _changes_its_base(folder: Path) -> str | None:
-    """The name of an initialisation that takes its part out of the base's weights; None for one that does not."""
+    """The name of an initialisation that takes its part out of the base's weights; None for one
+    that does not."""
     how = str(read_config(folder).get("init_lora_weights", True)).lower()
     return next((name for key, name in RESIDUAL.items() if how.startswith(key)), None)
 
@@ -127,13 +128,15 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     """A LoRA folder as factors by module name (`model.layers.0.self_attn.q_proj`), on the CPU.
 
     Raises:
-        AdapterError: where files are missing or damaged, A and B do not fit, values are not finite, or the adapter has
-            what a pair of factors cannot say (DoRA, biases, whole modules, embeddings).
+        AdapterError: where files are missing or damaged, A and B do not fit, values are not finite,
+            or the adapter has what a pair of factors cannot say (DoRA, biases, whole modules,
+            embeddings).
     """
     config = read_config(folder)
     if config["peft_type"] != "LORA":
         raise AdapterError(
-            f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train with adapter=lora."
+            f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train it "
+            "with adapter=lora."
         )
     check_plain(folder)
     if not isinstance(config.get("r"), int):
@@ -145,19 +148,15 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     ):
         if config.get(key, none) not in (none, None, []):
             raise AdapterError(
-                f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train it without."
+                f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train "
+                "it without."
             )
-    tensors = _tensors(folder)
     pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
+    for key, value in _finite_tensors(folder):
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
         if not match:
             raise AdapterError(
                 f"{folder}: unexpected tensor {key}; only lora_A and lora_B weights are read."
-            )
-        if not value.isfinite().all():
-            raise AdapterError(
-                f"{folder}: {key} has values that are not finite. The training diverged; train it again."
             )
         pairs.setdefault(match[1], {})[match[2]] = value.float()
     if not pairs:
@@ -170,9 +169,8 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
             )
         rank = _by_pattern(config.get("rank_pattern"), module, config["r"])
         if pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
-            raise AdapterError(
-                f"{folder}: {module} has factors {tuple(pair['A'].shape)} and {tuple(pair['B'].shape)}, not of rank {rank}."
-            )
+            a, b = tuple(pair["A"].shape), tuple(pair["B"].shape)
+            raise AdapterError(f"{folder}: {module} has factors {a} and {b}, not of rank {rank}.")
         alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         out[module] = Factors(pair["A"], pair["B"] * scale)
@@ -183,19 +181,15 @@ def unfused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[s
     """Factors of fused modules as those of their parts: the same A, and the rows of B."""
     out: dict[str, Factors] = {}
     for name, factors in modules.items():
-        rows = {
-            part: p.rows for part, p in parts.items() if p.module == name and p.rows is not None
-        }
-        out |= (
-            {part: Factors(factors.a, factors.b[r]) for part, r in rows.items()}
-            if rows
-            else {name: factors}
-        )
+        mine = {part: p.rows for part, p in parts.items() if p.module == name and p.rows}
+        split = {part: Factors(factors.a, factors.b[rows]) for part, rows in mine.items()}
+        out |= split or {name: factors}
     return out
 
 
 def fused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str, Factors]:
-    """The way back: parts that read by the same A keep its rank, others stand beside each other, exactly."""
+    """The way back: parts that read by the same A keep its rank, others stand beside each other,
+    exactly."""
     import torch
 
     out: dict[str, Factors] = {}
@@ -206,9 +200,7 @@ def fused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str
         if parts[names[0]].rows is None:
             out[module] = modules[names[0]]
             continue
-        height = max(
-            p.rows.stop for p in parts.values() if p.module == module and p.rows is not None
-        )
+        height = max(p.rows.stop for p in parts.values() if p.module == module and p.rows)
         columns: list[torch.Tensor] = []
         rows: list[torch.Tensor] = []
         for name in names:
@@ -254,7 +246,8 @@ def write_adapter(folder: Path, modules: Mapping[str, Factors], base_name: str |
 
 
 def settle(folder: Path) -> None:
-    """PEFT writes a set of module names in any order; sorted, the same adapter is always the same bytes."""
+    """PEFT writes a set of module names in any order; sorted, the same adapter is always the same
+    bytes."""
     config = read_config(folder)
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()
@@ -270,55 +263,51 @@ def attach(model: Any, folder: Path, base: str) -> Any:
     """The model with the adapter on it, of whatever type PEFT loads.
 
     Args:
-        base: the fingerprint of the model's content; an adapter that was stamped for another base is refused.
+        base: the fingerprint of the model's content; an adapter that was stamped for another base
+            is refused.
 
     Raises:
-        AdapterError: for another base, modules the model lacks, shapes that differ, or values that are not finite.
+        AdapterError: for another base, modules that the model lacks, shapes that differ, or values
+            that are not finite.
     """
     from peft import PeftModel
 
     check_base(folder, base)
     read_config(folder)
     linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
-    for key, value in _tensors(folder).items():
-        if not value.isfinite().all():
-            raise AdapterError(
-                f"{folder}: {key} has values that are not finite. The training diverged; train it again."
-            )
+    for key, value in _finite_tensors(folder):
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(\.weight)?", key)
-        if match and "embed" not in match[1]:
-            module = linears.get(match[1])
-            if module is None:
-                raise AdapterError(
-                    f"{folder}: the base has no linear module {match[1]}. It belongs to another base."
-                )
-            reads = match[2] == "A"
-            expected, actual = (
-                (module.in_features, value.shape[1])
-                if reads
-                else (module.out_features, value.shape[0])
+        if not match or "embed" in match[1]:
+            continue
+        module = linears.get(match[1])
+        if module is None:
+            raise AdapterError(
+                f"{folder}: the base has no linear module {match[1]}. It belongs to another base."
             )
-            if expected != actual:
-                raise AdapterError(
-                    f"{folder}: {match[1]} {'reads' if reads else 'writes'} {actual} values, the base's {expected}. "
-                    "It belongs to another base."
-                )
+        does, expected, actual = "reads", module.in_features, value.shape[-1]
+        if match[2] == "B":
+            does, expected, actual = "writes", module.out_features, value.shape[0]
+        if expected != actual:
+            raise AdapterError(
+                f"{folder}: {match[1]} {does} {actual} values, the base's {expected}. It belongs "
+                "to another base."
+            )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings(
-                "error", message="Found missing adapter keys"
-            )  # PEFT would leave them at their start
+            # PEFT would leave what is missing as it starts.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as e:  # whatever PEFT raises, the adapter does not fit
         raise AdapterError(
-            f"{folder}: PEFT cannot put it on this base ({str(e).splitlines()[0][:200]})."
+            f"{folder}: PEFT cannot put it on this base ({first_line(e)[:200]})."
         ) from None
 
 
 def detach(model: Any, folder: Path) -> bool:
-    """Takes an adapter off its base again. False where it changed the base itself (biases, whole modules, an initialisation
-    that takes its part out of the weights, which PEFT repeats on loading), which must then be loaded anew."""
+    """Takes an adapter off its base again. False where it changed the base itself (biases, whole
+    modules, an initialisation that takes its part out of the weights, which PEFT repeats on
+    loading): then the base must be loaded anew."""
     if not model.active_peft_config.is_prompt_learning:
         model.unload()
     if _changes_its_base(folder):
@@ -334,7 +323,7 @@ def birth(folder: str | Path) -> dict[str, Any]:
 
 
 def made_for(folder: str | Path) -> str | None:
-    """The fingerprint of the base that an adapter is stamped for; one from elsewhere carries no stamp."""
+    """The fingerprint of the base that an adapter is stamped for; None where it has no stamp."""
     return birth(folder).get("base")
 
 
@@ -348,7 +337,8 @@ def check_base(folder: Path, base: str) -> None:
     """Refuses an adapter that is stamped with another base's fingerprint."""
     if made_for(folder) not in (None, base):
         raise AdapterError(
-            f"{folder}: was made for another base model. Evaluate it on its own base, or transfer it (task=transfer)."
+            f"{folder}: was made for another base model. Evaluate it on its own base, or transfer "
+            "it (task=transfer)."
         )
 
 
@@ -367,6 +357,21 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """An adapter's tensors by name.
+
+    Raises:
+        AdapterError: at one whose values are not finite.
+    """
+    for key, value in _tensors(folder).items():
+        if not value.isfinite().all():
+            raise AdapterError(
+                f"{folder}: {key} has values that are not finite. The training diverged; train it "
+                "again."
+            )
+        yield key, value
+
+
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -376,19 +381,15 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         import torch
 
         try:
-            found: dict[str, torch.Tensor] = torch.load(
-                pickled, map_location="cpu", weights_only=True
-            )
+            found: Any = torch.load(pickled, map_location="cpu", weights_only=True)
         except Exception as e:  # damaged bytes, or more than weights: nothing of it is run
-            reason = (str(e).splitlines() or [type(e).__name__])[0][:160]
+            reason = first_line(e)[:160]
             raise AdapterError(
                 f"{pickled}: is damaged, or holds more than weights ({reason})."
             ) from None
-        if not isinstance(found, dict) or not all(
-            isinstance(value, torch.Tensor) for value in found.values()
-        ):
-            raise AdapterError(f"{pickled}: holds no tensors by name, so it is no PEFT adapter.")
-        return found
+        if isinstance(found, dict) and all(isinstance(v, torch.Tensor) for v in found.values()):
+            return found
+        raise AdapterError(f"{pickled}: holds no tensors by name, so it is no PEFT adapter.")
     if not file.is_file():
         raise AdapterError(
             f"{file}: does not exist. An adapter folder needs {CONFIG} and {WEIGHTS}."
@@ -409,7 +410,8 @@ def _names(folder: Path) -> list[str]:
 
 
 def _by_pattern(patterns: dict[str, int] | None, module: str, default: int) -> int:
-    """PEFT's rank_pattern and alpha_pattern: the first pattern that the end of the module's name matches."""
+    """PEFT's rank_pattern and alpha_pattern: the first pattern that the end of a module's name
+    matches."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

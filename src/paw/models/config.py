@@ -21,7 +21,8 @@ class PackageConfig:
 
 @dataclass
 class ModelConfig:
-    """A base model. Found in this order: path, models_dir (by name or hub id), package, the hub's cache, the hub."""
+    """A base model. It is looked for in this order: path, models_dir (by name or hub id), package,
+    the hub's cache, the hub."""
 
     name: str = MISSING
     path: Optional[str] = None  # a folder in the hub's layout, or a .gguf file

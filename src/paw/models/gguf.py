@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from paw.errors import ModelError
+from paw.text import first_line
 
 
 def dequantise(gguf: Path, out: Path) -> None:
@@ -26,20 +27,18 @@ def dequantise(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # On a terminal the reader's own bars show progress; in a log they would flood it.
-    with (
-        contextlib.nullcontext()
-        if sys.stderr.isatty()
-        else contextlib.redirect_stderr(io.StringIO())
-    ):
+    shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
+    folder, file = str(gguf.parent), gguf.name
+    with contextlib.redirect_stderr(shown):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
             model = AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+                folder, gguf_file=file, dtype=torch.float32
             )
         except Exception as e:  # damaged bytes make the reader fail anywhere
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
             raise ModelError(
-                f"{gguf}: cannot be read as a GGUF model ({reason}). Check the file, or use the original folder."
+                f"{gguf}: cannot be read as a GGUF model ({first_line(e)}). Check the file, or use "
+                "the original folder."
             ) from None
         # What was read is no longer quantised, and transformers refuses to save what claims to be.
         model.hf_quantizer = None

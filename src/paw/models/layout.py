@@ -1,7 +1,7 @@
-"""How a model's modules are laid out: attention heads, and projections that are fused into one weight.
+"""How a model's modules are laid out: attention heads, and projections fused into one weight.
 
-A fused weight is seen as its parts, under names of their own: rows of `…qkv_proj` are `…qkv_proj.q_proj` and so on.
-Imports no torch: everything stands in config.json and in the shapes.
+A fused weight is seen as its parts, by names of their own: rows of `…qkv_proj` are
+`…qkv_proj.q_proj` and so on. Imports no torch: config.json and the shapes say everything.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention heads of every layer; the values of a key-value head serve query // keyvalue query heads."""
+    """Attention heads of every layer; each key-value head serves query // keyvalue query heads."""
 
     query: int
     keyvalue: int
@@ -43,17 +43,15 @@ def heads(folder: Path) -> Heads:
     config = config.get("text_config") or config
     if "num_attention_heads" not in config or "hidden_size" not in config:
         raise ModelError(
-            f"{folder}: its config.json names no attention heads; this architecture is not known here."
+            f"{folder}: its config.json names no attention heads; this architecture is not known."
         )
     query = int(config["num_attention_heads"])
     rope = config.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope)
-    return Heads(
-        query,
-        int(config.get("num_key_value_heads") or query),
-        int(config.get("head_dim") or config["hidden_size"] // query),
-        float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-    )
+    keyvalue = int(config.get("num_key_value_heads") or query)
+    dim = int(config.get("head_dim") or config["hidden_size"] // query)
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    return Heads(query, keyvalue, dim, theta)
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,8 @@ def parts(shapes: Mapping[str, tuple[int, int]], folder: Path) -> dict[str, Part
         else:
             sizes = [rows // 2, rows // 2]
         if sum(sizes) != rows:
-            raise ModelError(
-                f"{folder}: {module} has {rows} rows, not {' + '.join(map(str, sizes))} as its config says."
-            )
+            said = " + ".join(map(str, sizes))
+            raise ModelError(f"{folder}: {module} has {rows} rows, its config says {said}.")
         start = 0
         for name, size in zip(fused, sizes, strict=True):
             out[f"{module}.{name}"] = Part(module, slice(start, start + size))

@@ -14,70 +14,87 @@ from typing import TYPE_CHECKING, Any
 from paw.config.checks import transient
 from paw.config.common import HardwareConfig
 from paw.errors import ConfigError, ModelError, need
+from paw.text import first_line
 
 if TYPE_CHECKING:
     import torch
 
+BERTS = ("Bert", "Roberta", "Albert", "DistilBert", "XLMRoberta", "ModernBert")
+ENCODERS = (*BERTS, "Electra", "Deberta", "MPNet")
+# What is read at last stays exact, and a head is trained.
+HEADS = ["lm_head", "score", "classifier", "pre_classifier", "pooler"]
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """A hardware profile resolved on this machine. Precision changes results; where and how fast does not."""
+    """A hardware profile resolved on this machine. Precision changes results; where and how fast
+    does not."""
 
     precision: str
     device: str = transient("cpu")
     devices: int = transient(1)
     strategy: str = transient("auto")
-    deepspeed: str | None = transient(
-        None
-    )  # a configuration of the user's own, known by its content
+    # a configuration of the user's own, known by its content
+    deepspeed: str | None = transient(None)
 
     @property
     def dtype(self) -> torch.dtype:
         import torch
 
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[
-            self.precision
-        ]
+        found: torch.dtype = getattr(torch, self.precision)
+        return found
 
 
 def resolve_runtime(hardware: HardwareConfig) -> Runtime:
-    """`auto` by capability: a GPU if there is one, bfloat16 where it is fast there; float32 on a CPU, where bfloat16
-    without special instructions is some thirty times slower.
-
-    Raises:
-        ConfigError: if a GPU is asked for and there is none, or fewer than asked for.
-    """
-    if hardware.threads:
+    """`auto` by capability: a GPU if there is one, bfloat16 where it is fast there; float32 on a
+    CPU, where bfloat16 without special instructions is some thirty times slower. A GPU that a
+    profile names is not looked for, so that a plan can be made where there is none."""
+    if hardware.threads:  # before torch is imported
         os.environ["OMP_NUM_THREADS"] = str(hardware.threads)
-    device, precision, count = hardware.device, hardware.precision, 0
-    if device == "cuda" or (
-        device == "auto" and has_driver()
-    ):  # torch is only asked where a GPU may be
-        import torch
-
-        count = torch.cuda.device_count()
+    device, precision, count = hardware.device, hardware.precision, _gpus(hardware)
     if device == "auto":
         device = "cuda" if count else "cpu"
-    if device == "cuda" and count < hardware.devices:
-        raise ConfigError(
-            f"hardware.devices: the profile asks for {hardware.devices} GPU(s), this machine has {count}. "
-            "Choose hardware=auto or hardware=cpu."
-        )
     if precision == "auto":
         precision = "float32"
         if device == "cuda":
-            precision = (
-                "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-            )
+            precision = "bfloat16" if not count or _takes_bfloat16() else "float16"
     own = str(Path(hardware.deepspeed).expanduser()) if hardware.deepspeed else None
     return Runtime(precision, device, hardware.devices, hardware.strategy, own)
 
 
+def check_hardware(hardware: HardwareConfig) -> str:
+    """What a profile is on this machine.
+
+    Raises:
+        ConfigError: if a GPU is asked for and there is none, or fewer than asked for.
+    """
+    runtime, count = resolve_runtime(hardware), _gpus(hardware)
+    if runtime.device == "cuda" and count < hardware.devices:
+        raise ConfigError(
+            f"hardware.devices: the profile asks for {hardware.devices} GPU(s), this machine has "
+            f"{count}. Choose hardware=auto or hardware=cpu."
+        )
+    return f"{runtime.devices} × {runtime.device}, {runtime.precision}"
+
+
+def _gpus(hardware: HardwareConfig) -> int:
+    """GPUs of this machine. torch is only asked where there may be one and it matters."""
+    if hardware.device == "cpu" or not has_driver():
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _takes_bfloat16() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def has_driver() -> bool:
     """Whether there may be an NVIDIA GPU: cheap, and torch is not imported."""
-    return (
-        shutil.which("nvidia-smi") is not None or Path("/dev/nvidia0").exists() or os.name == "nt"
-    )
+    return os.name == "nt" or Path("/dev/nvidia0").exists() or bool(shutil.which("nvidia-smi"))
 
 
 def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
@@ -87,12 +104,11 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(
-            f"{folder}: its tokenizer cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]})."
-        ) from None
+        raise ModelError(f"{folder}: its tokenizer cannot be read ({first_line(e)}).") from None
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{folder}: has only a slow tokenizer, without character offsets. Convert it to tokenizer.json."
+            f"{folder}: has only a slow tokenizer, without character offsets. Convert it to "
+            "tokenizer.json."
         )
     if tokenizer.pad_token_id is None:  # padding is always masked, so any token serves
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -109,14 +125,13 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def room(folder: Path) -> int | None:
-    """The most tokens that a model has places for; None where it names none. Some encoders number them from 2: theirs is what
-    their tokenizer names."""
+    """The most tokens that a model has places for; None where it names none. Some encoders number
+    their places from 2: what their tokenizer names counts."""
     config, names = _json(folder / "config.json"), folder / "tokenizer_config.json"
-    positions = (config.get("text_config") or config).get("max_position_embeddings")
-    length = (
-        _json(names).get("model_max_length") if names.is_file() and is_encoder(folder) else None
-    )
-    known = [int(n) for n in (positions, length) if n is not None and n < 10**9]
+    found = [(config.get("text_config") or config).get("max_position_embeddings")]
+    if names.is_file() and is_encoder(folder):
+        found.append(_json(names).get("model_max_length"))
+    known = [int(n) for n in found if n is not None and n < 10**9]
     return min(known) if known else None
 
 
@@ -126,26 +141,14 @@ def is_encoder(folder: Path) -> bool:
     return any(k.endswith("ForMaskedLM") or k.startswith(ENCODERS) for k in kinds)
 
 
-ENCODERS = (
-    "Bert",
-    "Roberta",
-    "Albert",
-    "DistilBert",
-    "Electra",
-    "Deberta",
-    "XLMRoberta",
-    "ModernBert",
-    "MPNet",
-)
-
-
 def load_model(
     folder: Path, runtime: Runtime, trust_remote_code: bool = False, quantise: str = "none"
 ) -> Any:
     """A causal language model in eval mode on its device, parameters frozen.
 
     Args:
-        quantise: hold its linear layers in nf4 (4 bit, double quantisation) or int8, by bitsandbytes.
+        quantise: hold its linear layers in nf4 (4 bit, double quantisation) or int8, by
+            bitsandbytes.
 
     Raises:
         ModelError: for an encoder, an unknown architecture or damaged weights.
@@ -154,12 +157,14 @@ def load_model(
 
     if is_encoder(folder):
         raise ModelError(
-            f"{folder}: is an encoder; this task needs a causal language model. An encoder takes evaluate.mode=classify."
+            f"{folder}: is an encoder; this task needs a causal language model. An encoder takes "
+            "evaluate.mode=classify."
         )
     model, lacking = _loaded(AutoModelForCausalLM, folder, runtime, trust_remote_code, quantise)
     if lacking:  # transformers would fill them at random
         raise ModelError(
-            f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape ({lacking[0]}). Fetch it again."
+            f"{folder}: its weights lack {len(lacking)} tensors or have them in another shape "
+            f"({lacking[0]}). Fetch it again."
         )
     return model
 
@@ -171,29 +176,22 @@ def load_classifier(
     trust_remote_code: bool = False,
     quantise: str = "none",
 ) -> tuple[Any, list[str]]:
-    """A model with a head, one output a class (one value, where classes are None).
+    """A model with a head: one output per class, or one value where classes are None.
 
     Returns:
-        The model, and the names of the modules that its weights lack and that start at random: the head.
+        The model, and the names of the modules that its weights lack and that start at random: the
+            head.
     """
     from transformers import AutoModelForSequenceClassification
 
     names = dict(enumerate(classes)) if classes else {0: "value"}
-    more = {
-        "num_labels": len(names),
-        "id2label": names,
-        "label2id": {v: k for k, v in names.items()},
-    }
-    model, lacking = _loaded(
-        AutoModelForSequenceClassification, folder, runtime, trust_remote_code, quantise, **more
-    )
-    if (
-        model.config.get_text_config().pad_token_id is None
-    ):  # what ends a text is told by its filling
-        model.config.get_text_config().pad_token_id = load_tokenizer(
-            folder, trust_remote_code
-        ).pad_token_id
-    model.config.pad_token_id = model.config.get_text_config().pad_token_id
+    numbers, auto = {v: k for k, v in names.items()}, AutoModelForSequenceClassification
+    head = {"num_labels": len(names), "id2label": names, "label2id": numbers}
+    model, lacking = _loaded(auto, folder, runtime, trust_remote_code, quantise, **head)
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:  # what ends a text is told by its filling
+        text.pad_token_id = load_tokenizer(folder, trust_remote_code).pad_token_id
+    model.config.pad_token_id = text.pad_token_id
     fresh = sorted({key.rpartition(".")[0] for key in lacking})
     body = [name for name in fresh if re.search(r"\.\d+\.", name)]  # a numbered layer is no head
     if body:
@@ -227,27 +225,17 @@ def _loaded(
             **more,
         )
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(
-            f"{folder}: cannot be loaded ({(str(e).splitlines() or [type(e).__name__])[0]})."
-        ) from None
+        raise ModelError(f"{folder}: cannot be loaded ({first_line(e)}).") from None
     lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if not getattr(model, "quantization_method", None):
         model = model.to(runtime.device)
     for layer in model.modules():
-        # On CPUs with bfloat16 instructions bitsandbytes repacks a 4-bit weight at the first forward pass in eval mode. No
-        # gradient passes through that form, it stays until a state dict is asked for, and some widths it cannot hold.
+        # On CPUs with bfloat16 instructions bitsandbytes repacks a 4-bit weight at the first
+        # forward pass in eval mode. No gradient passes through that form, it stays until a state
+        # dict is asked for, and some widths it cannot hold.
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False), lacking
-
-
-HEADS = [
-    "lm_head",
-    "score",
-    "classifier",
-    "pre_classifier",
-    "pooler",
-]  # what is read at last stays exact, and a head is trained
 
 
 def _quantisation(quantise: str, runtime: Runtime) -> Any:
@@ -271,10 +259,8 @@ def _quantisation(quantise: str, runtime: Runtime) -> Any:
 
 def tells_pairs(model: Any, tokenizer: Any) -> bool:
     """Whether a model tells the second of two sentences by token types."""
-    return (
-        getattr(model.config, "type_vocab_size", 0) > 1
-        and "token_type_ids" in tokenizer.model_input_names
-    )
+    types = getattr(model.config, "type_vocab_size", 0)
+    return types > 1 and "token_type_ids" in tokenizer.model_input_names
 
 
 def out_of_memory(e: Exception) -> bool:
@@ -284,7 +270,8 @@ def out_of_memory(e: Exception) -> bool:
 
 
 def ordinary_attention(model: Any) -> bool:
-    """Whether attention of every layer is full or windowed: a state that runs through all tokens cannot be masked."""
+    """Whether attention of every layer is full or windowed: a state that runs through all tokens
+    cannot be masked."""
     types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     return types <= {"full_attention", "sliding_attention"}
 
@@ -310,11 +297,8 @@ def limits(folder: Path, trust_remote_code: bool = False) -> Limits:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
-            str(folder), trust_remote_code=trust_remote_code
-        ).get_text_config()
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
+        vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     except Exception as e:  # damaged files make the reader fail anywhere
-        raise ModelError(
-            f"{folder}: its config cannot be read ({(str(e).splitlines() or [type(e).__name__])[0]})."
-        ) from None
-    return Limits(room(folder), getattr(config, "vocab_size", None))
+        raise ModelError(f"{folder}: its config cannot be read ({first_line(e)}).") from None
+    return Limits(room(folder), vocabulary)

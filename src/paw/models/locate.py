@@ -1,4 +1,5 @@
-"""Where a base model is: its path, the models folder, a package, the hub's cache, the hub; always as a local folder."""
+"""Where a base model is: its path, the models folder, a package, the hub's cache, the hub; always
+as a local folder."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from paw.errors import ModelError
 from paw.models.config import ModelConfig, PackageConfig
 from paw.paths import cache_dir
 from paw.store import Watch, replacing, sha256
+from paw.text import first_line
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 HUB_LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "runs/*"]
@@ -26,45 +28,49 @@ def locate(config: ModelConfig, models_dir: str | None, watch: Watch) -> Path:
     Raises:
         ModelError: naming the places that were tried and what to do.
     """
-    if config.path:
-        path = Path(config.path).expanduser()
-        if not path.exists():
-            raise ModelError(
-                f"{config.name}: path {path} does not exist. Correct it, or leave path out and give hub=owner/name."
-            )
-        return _folder(path, config.name, watch)
-    tried = []
-    for candidate in _in_models_dir(config, models_dir):
-        if candidate.exists():
-            return _folder(candidate, config.name, watch)
-        tried.append(str(candidate))
+    found = find_model(config, models_dir)
+    if found is not None:
+        return found
+    places = [Path(config.path)] if config.path else list(_in_models_dir(config, models_dir))
+    for file in (place.expanduser() for place in places):
+        if file.is_file():
+            return _dequantised(file, sha256([file]), config.name, watch)
     if config.package:
-        return _dequantised(
-            _from_package(config.package, config.name), config.package.sha256, config.name, watch
-        )
+        file = _from_package(config.package, config.name)
+        return _dequantised(file, config.package.sha256, config.name, watch)
     if config.hub:
-        return _from_hub(config, tried, watch)
+        return _from_hub(config, list(map(str, places)), watch)
     raise ModelError(
-        f"{config.name}: has neither path, hub nor package, and is not in {models_dir or 'a models_dir (none is set)'}."
+        f"{config.name}: has neither path, hub nor package, and is not in "
+        f"{models_dir or 'a models_dir (none is set)'}."
     )
+
+
+def find_model(config: ModelConfig, models_dir: str | None) -> Path | None:
+    """The folder that `locate` would give, without fetching or making anything; None where it would
+    have to.
+
+    Raises:
+        ModelError: for a path that is not there or holds no model.
+    """
+    if config.path:
+        places = [Path(config.path).expanduser()]
+    else:
+        places = [place for place in _in_models_dir(config, models_dir) if place.exists()]
+    if places:
+        return _folder(places[0], config.name)
+    if config.package:
+        made = _dequantised_folder(config.name, config.package.sha256)
+        return made if (made / "config.json").is_file() else None
+    return _cached(config) if config.hub else None
 
 
 def at_hand(config: ModelConfig, models_dir: str | None) -> str | None:
-    """Where a model is on this machine, without fetching or making anything; None if it is not."""
-    folders = (
-        [Path(config.path).expanduser()]
-        if config.path
-        else list(_in_models_dir(config, models_dir))
-    )
-    found = next((str(f) for f in folders if f.exists()), None)
+    """Where a model is, or the package that it can be made from; None if neither is here."""
+    found = find_model(config, models_dir)
     if found is None and config.package and all(_site_file(f) for f in config.package.files):
-        found = f"package {config.package.files[0].split('/')[0]}"
-    if found is None and config.hub:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(config.hub, "config.json", revision=config.revision)
-        found = str(Path(cached).parent) if isinstance(cached, str) else None
-    return found
+        return f"package {config.package.files[0].split('/')[0]}"
+    return None if found is None else str(found)
 
 
 def on_hub(config: ModelConfig) -> str:
@@ -80,9 +86,9 @@ def on_hub(config: ModelConfig) -> str:
             str(config.hub), revision=config.revision, timeout=10, files_metadata=True
         )
     except Exception as e:  # whatever the client raises
-        reason = (str(e).splitlines() or [type(e).__name__])[0][:120]
         raise ModelError(
-            f"{config.name}: is not on this machine, and the hub does not show {config.hub} ({reason})."
+            f"{config.name}: is not on this machine, and the hub does not show {config.hub} "
+            f"({first_line(e)[:120]})."
         ) from None
     size = sum(f.size or 0 for f in found.siblings or [] if f.rfilename.endswith(".safetensors"))
     return f"{config.hub} on the hub, {size / 2**30:.1f} GiB to be fetched"
@@ -92,45 +98,56 @@ def _in_models_dir(config: ModelConfig, models_dir: str | None) -> Iterator[Path
     if models_dir:
         root = Path(models_dir).expanduser()
         hub = config.hub or ""
-        names = [config.name, *([hub.split("/")[-1], hub, hub.replace("/", "_")] if hub else [])]
-        yield from (root / n for n in names)
+        others = [hub.split("/")[-1], hub, hub.replace("/", "_")] if hub else []
+        yield from (root / name for name in (config.name, *others))
         yield root / f"{config.name}.gguf"
 
 
-def _folder(path: Path, name: str, watch: Watch) -> Path:
+def _folder(path: Path, name: str) -> Path | None:
+    """A model's folder; None for a GGUF file that was not dequantised yet."""
+    if not path.exists():
+        raise ModelError(
+            f"{name}: path {path} does not exist. Correct it, or leave path out and give "
+            "hub=owner/name."
+        )
     if path.is_file():
         if path.suffix != ".gguf":
             raise ModelError(f"{name}: {path} is neither a folder nor a .gguf file.")
-        return _dequantised(path, sha256([path]), name, watch)
+        made = _dequantised_folder(name, sha256([path]))
+        return made if (made / "config.json").is_file() else None
     if not (path / "config.json").is_file():
         raise ModelError(
-            f"{name}: {path} has no config.json, so it is no model in the hub's layout. Give the folder that has it."
+            f"{name}: {path} has no config.json, so it is no model in the hub's layout. Give the "
+            "folder that has it."
         )
     if not any(path.glob("*.safetensors")):
         raise ModelError(
-            f"{name}: {path} has no .safetensors weights. Convert it with transformers' save_pretrained."
+            f"{name}: {path} has no .safetensors weights. Convert it with transformers' "
+            "save_pretrained."
         )
     return path
 
 
-# ---- packages and GGUF ------------------------------------------------------------------------------
+# ---- packages and GGUF ----------------------------------------------------------------------
 
 
 def _from_package(package: PackageConfig, name: str) -> Path:
-    """The package's parts joined into one file in the cache, its checksum verified; one whole file is used in place."""
-    parts = [_site_file(f) for f in package.files]
-    if any(p is None for p in parts):
+    """The package's parts joined into one file in the cache, its checksum verified; a file that is
+    whole is used in place."""
+    found = [p for p in map(_site_file, package.files) if p is not None]
+    if len(found) < len(package.files):
         raise ModelError(
-            f"{name}: its package is not installed ({package.files[0].split('/')[0]}). Install it: {package.install}"
+            f"{name}: its package is not installed ({package.files[0].split('/')[0]}). Install it: "
+            f"{package.install}"
         )
-    found = [p for p in parts if p is not None]
     out = cache_dir() / "gguf" / f"{package.sha256[:16]}.gguf"
     if not out.is_file():
         actual = sha256(found)
         if actual != package.sha256:
             raise ModelError(
-                f"{name}: the checksum of its package's files is {actual[:12]}…, not {package.sha256[:12]}…: "
-                f"damaged or another version. Install again: {package.install}"
+                f"{name}: the checksum of its package's files is {actual[:12]}…, not "
+                f"{package.sha256[:12]}…: damaged or another version. Install it again: "
+                f"{package.install}"
             )
         if len(found) == 1:
             return found[0]
@@ -153,9 +170,13 @@ def _site_file(relative: str) -> Path | None:
     return None
 
 
+def _dequantised_folder(name: str, checksum: str) -> Path:
+    return cache_dir() / "models" / f"{name}-{checksum[:16]}"
+
+
 def _dequantised(gguf: Path, checksum: str, name: str, watch: Watch) -> Path:
     """A GGUF file as a float32 folder in the hub's layout, made once per machine."""
-    out = cache_dir() / "models" / f"{name}-{checksum[:16]}"
+    out = _dequantised_folder(name, checksum)
     if (out / "config.json").is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -174,7 +195,24 @@ def _dequantised(gguf: Path, checksum: str, name: str, watch: Watch) -> Path:
     return out
 
 
-# ---- the hub ----------------------------------------------------------------------------------------
+# ---- the hub --------------------------------------------------------------------------------
+
+
+def _asked(config: ModelConfig) -> dict[str, Any]:
+    which = {"repo_id": config.hub, "revision": config.revision}
+    return {**which, "allow_patterns": HUB_FILES, "ignore_patterns": HUB_LEFT_OUT}
+
+
+def _cached(config: ModelConfig) -> Path | None:
+    """A model in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(snapshot_download(**_asked(config), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return _folder(found, config.name) if any(found.glob("*.safetensors")) else None
 
 
 def _from_hub(config: ModelConfig, tried: list[str], watch: Watch) -> Path:
@@ -187,25 +225,15 @@ def _from_hub(config: ModelConfig, tried: list[str], watch: Watch) -> Path:
         RepositoryNotFoundError,
     )
 
-    assert config.hub is not None
-    ask: dict[str, Any] = {
-        "repo_id": config.hub,
-        "revision": config.revision,
-        "allow_patterns": HUB_FILES,
-        "ignore_patterns": HUB_LEFT_OUT,
-    }
-    try:
-        cached = Path(snapshot_download(**ask, local_files_only=True))
-        if any(cached.glob("*.safetensors")):
-            return _folder(cached, config.name, watch)
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
     try:
         watch.say(f"{config.name}: fetching {config.hub} from the hub")
-        return _folder(Path(snapshot_download(**ask)), config.name, watch)
+        found = _folder(Path(snapshot_download(**_asked(config))), config.name)
+        assert found is not None
+        return found
     except GatedRepoError:
         raise ModelError(
-            f"{config.name}: {config.hub} is gated. Accept its terms on the hub and run `hf auth login`."
+            f"{config.name}: {config.hub} is gated. Accept its terms on the hub and run "
+            "`hf auth login`."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise ModelError(
@@ -214,6 +242,7 @@ def _from_hub(config: ModelConfig, tried: list[str], watch: Watch) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError):
         places = ", ".join([*tried, "the hub's cache"])
         raise ModelError(
-            f"{config.name}: not in {places}, and the hub cannot be reached. Put the folder of {config.hub} into "
-            f"paths.models_dir (or $PAW_MODELS_DIR) as {config.name}, or give its path."
+            f"{config.name}: not in {places}, and the hub cannot be reached. Put the folder of "
+            f"{config.hub} into paths.models_dir (or $PAW_MODELS_DIR) as {config.name}, or give "
+            "its path."
         ) from None

@@ -16,12 +16,14 @@ Shapes = dict[str, tuple[int, int]]
 
 
 def module_parts(folder: Path) -> dict[str, Part]:
-    """Where every two-dimensional weight of a folder lies, by the name of its module; fused ones as their parts."""
+    """Where every two-dimensional weight of a folder lies, by the name of its module; fused ones as
+    their parts."""
     return parts(_headers(folder)[0], folder)
 
 
 def linear_shapes(folder: Path) -> Shapes:
-    """Module name to (out, in) of every two-dimensional weight, from the shards' headers; fused ones as their parts."""
+    """(out, in) of every two-dimensional weight by module name, from the shards' headers; fused
+    ones as their parts."""
     shapes, _ = _headers(folder)
     return _of_parts(shapes, parts(shapes, folder))
 
@@ -43,17 +45,17 @@ def _headers(folder: Path) -> tuple[Shapes, dict[str, Path]]:
         try:
             with safe_open(file, framework="np") as shard:
                 for key in shard.keys():  # noqa: SIM118 - not a dictionary
-                    shape = shard.get_slice(key).get_shape()
-                    if len(shape) == 2 and key.endswith(".weight"):
-                        shapes[key.removesuffix(".weight")] = (shape[0], shape[1])
-                        files[key.removesuffix(".weight")] = file
+                    shape, module = shard.get_slice(key).get_shape(), key.removesuffix(".weight")
+                    if len(shape) == 2 and module != key:
+                        shapes[module], files[module] = (shape[0], shape[1]), file
         except SafetensorError as e:
             raise ModelError(f"{file}: is damaged ({e}). Fetch it again.") from None
     return shapes, files
 
 
 class Weights:
-    """A model's weights by module name, float32 (out×in) on a device; each is read when asked for. `shapes` are known."""
+    """A model's weights by module name, float32 (out×in) on a device, each read when it is asked
+    for; `shapes` are known before."""
 
     def __init__(self, folder: Path, device: str) -> None:
         whole, self._files = _headers(folder)
@@ -61,7 +63,7 @@ class Weights:
         self.shapes = _of_parts(whole, self._parts)
 
     def __getitem__(self, module: str) -> Tensor:
-        """Opened and closed each time: a mapped file counts as resident memory for as long as it is open.
+        """Opened and closed each time: a mapped file counts as resident memory while it is open.
 
         Raises:
             ModelError: for values that are quantised or not finite.
@@ -73,11 +75,13 @@ class Weights:
             weight: Tensor = shard.get_tensor(f"{part.module}.weight")
         if weight.dtype.itemsize < 2 or not weight.is_floating_point():
             raise ModelError(
-                f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. Give the original model."
+                f"{module}: its weights are quantised ({weight.dtype}); transfer reads plain ones. "
+                "Give the original model."
             )
         weight = (weight if part.rows is None else weight[part.rows]).float()
         if not weight.isfinite().all():
             raise ModelError(
-                f"{self._files[part.module]}: {module} has values that are not finite. Fetch the model again."
+                f"{self._files[part.module]}: {module} has values that are not finite. Fetch the "
+                "model again."
             )
         return weight

@@ -1,4 +1,4 @@
-"""Per-example records: published in a run's folder, and read again from any run."""
+"""Per-example records: copied into a run's folder, and read again from any run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from paw.errors import ConfigError, DataError
-from paw.evaluation.evaluate import RECORDS, Record
-
-if TYPE_CHECKING:
-    from paw.report.results import System
+from paw.evaluation.records import RECORDS, Record
+from paw.report.model import System
 
 FOLDER = "records"
 
@@ -28,10 +25,11 @@ class Recorded:
     records: list[Record]
 
 
-def publish(folder: Path, systems: Sequence[System], form: str) -> None:
-    """Copies every system's records to <folder>/records/<system>.jsonl (or .parquet): they outlive the artifacts."""
+def publish(folder: Path, systems: Sequence[System], form: str) -> list[str]:
+    """Copies records into a run folder, where they outlive the artifacts; to file_names()."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    for system, name in zip(systems, file_names(systems, form), strict=True):
+    names = file_names(systems, form)
+    for system, name in zip(systems, names, strict=True):
         if form == "jsonl":
             shutil.copyfile(system.evaluation.path / RECORDS, folder / name)
         else:
@@ -39,10 +37,15 @@ def publish(folder: Path, systems: Sequence[System], form: str) -> None:
             import pyarrow.parquet
 
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(system.records), folder / name)
+    return names
 
 
 def file_names(systems: Sequence[System], form: str) -> list[str]:
-    """A file a system, by its name; numbered where two names give the same."""
+    """records/<system>.<form> for each; numbered where two names give the same.
+
+    Args:
+        form: jsonl or parquet.
+    """
     names: list[str] = []
     for system in systems:
         stem = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9.-]+', '_', system.name).strip('_') or 'system'}"
@@ -52,10 +55,14 @@ def file_names(systems: Sequence[System], form: str) -> list[str]:
 
 
 def read_run(path: str) -> list[Recorded]:
-    """The systems of a run folder; or the one system of a file of records, or of an evaluation's artifact.
+    """The systems of a run.
+
+    Args:
+        path: a run folder; or, for one system, a file of records or an evaluation's artifact.
 
     Raises:
-        ConfigError, DataError: where there are none, or a line is broken.
+        ConfigError: where it is none of these.
+        DataError: where records are missing, or a line is broken.
     """
     place = Path(path).expanduser()
     if place.is_file():
@@ -82,13 +89,14 @@ def paired(after: Recorded, before: Recorded) -> tuple[Recorded, Recorded]:
     both = [(r, known[r["id"]]) for r in after.records if r["id"] in known]
     if not both:
         raise DataError(
-            f"runs: {after.name} and {before.name} have no question in common. Compare runs on one data set."
+            f"runs: {after.name} and {before.name} have no question in common. "
+            "Compare runs on one data set."
         )
     for a, b in both:
         if a["gold"] != b["gold"] or len(a["loglikelihoods"]) != len(b["loglikelihoods"]):
             raise DataError(
-                f"runs: {after.name} and {before.name} have other choices or another answer for question {a['id']}. "
-                "Compare runs on one data set."
+                f"runs: {after.name} and {before.name} have other choices or another answer for "
+                f"question {a['id']}. Compare runs on one data set."
             )
     return Recorded(after.name, [a for a, _ in both]), Recorded(before.name, [b for _, b in both])
 
@@ -105,13 +113,8 @@ def _read(file: Path) -> list[Record]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             record = json.loads(line)
-            (
-                record["id"],
-                record["gold"],
-                record["loglikelihoods"],
-                record["correct"],
-                record["tokens"],
-            )
+            for key in ("id", "gold", "loglikelihoods", "correct", "tokens"):
+                record[key]
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{file}, line {number}: is no record of an evaluation.") from None
         out.append(record)

@@ -1,18 +1,11 @@
-"""Memoised stages: each runs once per config and content of its inputs, and its artifact appears whole or not at all."""
+"""Memoised stages: each runs once per configuration and content of its inputs, and its artifact
+appears whole or not at all."""
 
+from paw.store.claim import Claims, Holder
 from paw.store.fingerprint import content, digest, plain, sha256
 from paw.store.meter import peak_gpu, reset_gpu, tell_gpu, usage
-from paw.store.store import (
-    BEGUN,
-    MANIFEST,
-    TOKENIZER,
-    Artifact,
-    Input,
-    Stage,
-    Store,
-    Watch,
-    free_memory,
-)
+from paw.store.stage import Artifact, Context, Input, Kept, Stage, Watch
+from paw.store.store import BEGUN, MANIFEST, TOKENIZER, Busy, Store, free_memory
 from paw.store.write import replacing, write_text
 
 __all__ = [
@@ -20,7 +13,12 @@ __all__ = [
     "MANIFEST",
     "TOKENIZER",
     "Artifact",
+    "Busy",
+    "Claims",
+    "Context",
+    "Holder",
     "Input",
+    "Kept",
     "Stage",
     "Store",
     "Watch",

@@ -1,4 +1,5 @@
-"""What a result depends on, as a hash: the config without transient fields, and inputs by content."""
+"""What a result depends on, as a hash: the configuration without transient fields, and the inputs
+by content."""
 
 from __future__ import annotations
 
@@ -14,24 +15,13 @@ from paw.store.write import write_text
 
 CHUNK = 1 << 20
 # A folder is its weights, configs, tokenizer and rows; a README beside them changes nothing.
-MODEL_FILES = (
-    ".safetensors",
-    ".bin",
-    ".gguf",
-    ".json",
-    ".jinja",
-    ".model",
-    ".txt",
-    ".jsonl",
-    ".gz",
-    ".py",
-    ".npy",
-)
+TEXT_FILES = (".json", ".jinja", ".txt", ".jsonl", ".py")
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".model", ".gz", ".npy", *TEXT_FILES)
 
 
 def plain(obj: Any) -> Any:
-    """A config as JSON types. Transient fields are left out, and fields at their default too, so that a field added
-    later keeps old results valid.
+    """A configuration as JSON types. Transient fields are left out, and so are fields at their
+    default: a field that is added later keeps old results valid.
 
     Raises:
         TypeError: for a value whose text is not stable, such as an object.
@@ -54,24 +44,23 @@ def plain(obj: Any) -> Any:
 
 
 def digest(obj: Any) -> str:
-    return hashlib.sha256(
-        json.dumps(obj, sort_keys=True, separators=(",", ":")).encode()
-    ).hexdigest()
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content(path: Path, memo: Path) -> str:
-    """The hash of a file or folder's content. `memo` is a folder that remembers files by what the file system says of them,
-    so that sixteen gigabytes are read once, and not again where a folder was only renamed."""
+    """The hash of a file's or folder's content. `memo` is a folder that remembers files by what the
+    file system says of them: sixteen gigabytes are read once, and not again where a folder was only
+    renamed."""
     if path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in MODEL_FILES]
-        files = [
-            p for p in files if ".cache" not in p.relative_to(path).parts
-        ]  # the hub client's own notes
-        if not files:
+        files = {p.relative_to(path): p for p in sorted(path.rglob("*")) if p.suffix in MODEL_FILES}
+        # .cache holds the hub client's own notes
+        used = {n: p for n, p in files.items() if ".cache" not in n.parts and p.is_file()}
+        if not used:
             raise StageError(
                 f"{path}: holds none of the files that a model, data set or adapter is made of."
             )
-        return digest({str(p.relative_to(path)): content(p, memo) for p in files})
+        return digest({str(name): content(p, memo) for name, p in used.items()})
     known = memo / stamp(path)
     if known.is_file():
         return known.read_text()
@@ -81,24 +70,21 @@ def content(path: Path, memo: Path) -> str:
 
 
 def stamp(file: Path) -> str:
-    """A file as its file system knows it. The time of its last change is among it, which nobody can set back: archives unpack
-    files with the times that they had, and inodes are used again."""
+    """A file as its file system knows it. The time of its last change is part of it, which nobody
+    can set back: archives unpack files with the times that they had, and inodes are used again."""
     stat = file.stat()
     return digest([stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
 
 
 def seal(folder: Path, memo: Path) -> dict[str, str]:
     """The hash of every file of a folder, by its path in it."""
-    return {
-        str(p.relative_to(folder)): content(p, memo)
-        for p in sorted(folder.rglob("*"))
-        if p.is_file()
-    }
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
+    return {str(p.relative_to(folder)): content(p, memo) for p in files}
 
 
 def broken(folder: Path, sealed: Mapping[str, str], memo: Path | None) -> list[str]:
-    """The files of a sealed folder that are missing or not what they were. Size and times are looked at first, content where
-    those have changed; without a memo, content in any case."""
+    """The files of a sealed folder that are missing or not what they were. Content is read where
+    size or times have changed; without a memo, in any case."""
 
     def same(file: Path, value: str) -> bool:
         try:

@@ -1,4 +1,5 @@
-"""What a stage cost: seconds, and the peaks of memory while it ran, over all its processes and devices."""
+"""What a stage cost: seconds, and the peaks of memory while it ran, over all its processes and
+devices."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ import sys
 import threading
 import time
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -21,8 +21,9 @@ _told: dict[str, float] = {}  # peaks that other processes of the stage have tol
 class Meter:
     """`with Meter() as m: …; m.cost()`. One at a time in a process.
 
-    Resident memory is sampled, of this process and of all that it has started, and added up: pages that they share count
-    once for each. GPU memory is torch's own peak, of all devices; other processes tell theirs (`tell_gpu`).
+    Resident memory of this process and of all that it has started is sampled and added up: pages
+    that they share count once for each. GPU memory is torch's own peak, of all devices; other
+    processes tell theirs (`tell_gpu`).
     """
 
     def __enter__(self) -> Meter:
@@ -38,12 +39,7 @@ class Meter:
         reset_gpu()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._done.set()
         self._thread.join()
 
@@ -76,7 +72,7 @@ class Meter:
 
 
 def tell_gpu(device: str, mib: float | None) -> None:
-    """What another process of the running stage used at most of a device. None where it is no GPU."""
+    """Notes what another process of the stage used of a device at most; None where it is no GPU."""
     if mib is not None:
         _told[device] = max(_told.get(device, 0.0), mib)
 
@@ -86,17 +82,16 @@ def peak_gpu() -> float | None:
     cuda = _cuda()
     if cuda is None:
         return None
-    return (
-        sum(float(cuda.max_memory_allocated(device)) for device in range(cuda.device_count()))
-        / 2**20
-    )
+    peaks = (float(cuda.max_memory_allocated(device)) for device in range(cuda.device_count()))
+    return sum(peaks) / 2**20
 
 
 def reset_gpu() -> None:
-    """From now on peaks are counted anew. Before CUDA is used for the first time there are none, and asking would raise."""
+    """Counts peaks anew. Before CUDA is used for the first time there are none; asking raises."""
     cuda = _cuda()
-    for device in range(cuda.device_count()) if cuda is not None and cuda.is_initialized() else ():
-        cuda.reset_peak_memory_stats(device)
+    if cuda is not None and cuda.is_initialized():
+        for device in range(cuda.device_count()):
+            cuda.reset_peak_memory_stats(device)
 
 
 def _cuda() -> Any:
@@ -104,21 +99,19 @@ def _cuda() -> Any:
     return torch.cuda if torch is not None and torch.cuda.is_available() else None
 
 
-# ---- while it runs ----------------------------------------------------------------------------------
+# ---- while it runs --------------------------------------------------------------------------
 
 
 def usage() -> dict[str, float]:
-    """What this process and all it has started use right now: percent of one core, resident MiB; and of every NVIDIA GPU of
-    this machine its utilisation in percent and its memory in MiB."""
+    """What this process and all that it has started use right now: percent of one core, resident
+    MiB; and of every NVIDIA GPU of this machine the percent and the MiB in use."""
     family = [psutil.Process()]
     with contextlib.suppress(psutil.Error):
         family += family[0].children(recursive=True)
     found = {"cpu_percent": 0.0, "ram_mib": 0.0}
     for process in family:
         with contextlib.suppress(psutil.Error):
-            known = _kept(
-                process.pid
-            )  # percent is since the last call, so that the same object must be asked
+            known = _kept(process.pid)  # percent is since the last call of the same object
             found["cpu_percent"] += known.cpu_percent()
             found["ram_mib"] += known.memory_info().rss / 2**20
     for device, handle in enumerate(_gpus()):
@@ -143,7 +136,5 @@ def _gpus() -> list[Any]:
 
         pynvml.nvmlInit()
         return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    except (
-        Exception
-    ):  # no library, no driver, no permission: nothing to show, and no reason to stop
+    except Exception:  # no library, driver or permission: nothing to show, no reason to stop
         return []

@@ -12,11 +12,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside, of this thread alone; what was written there takes the place of `path` at the end of the block."""
+    """A path beside, of this thread alone; what was written there takes the place of `path` at the
+    end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(
-        f".{path.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
-    )
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
+    beside = path.with_name(f".{path.name}.{writer}")
     yield beside
     beside.replace(path)
 

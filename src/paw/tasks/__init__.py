@@ -1,14 +1,19 @@
-"""What a user asks for: one file per task, each only wiring."""
+"""What a user asks for: one file per task, with a Config that says which groups it reads, and
+`build`, which makes its graph; a task that has no graph has `run` instead."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    from paw.cli.schema import PawConfig
+from paw import plugins
+from paw.config.common import RunConfig
+from paw.launch.run import run
 
 
-def dispatch(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> object:
-    """Runs `config.task`, the module of that name beside this file."""
-    return import_module(f"paw.tasks.{config.task}").run(config, overrides, run_dir)
+def dispatch(c: RunConfig, overrides: Sequence[str], run_dir: str | None = None) -> object:
+    """Runs a task, found by its name."""
+    task = plugins.load("tasks", c.task, "task")
+    if hasattr(task, "run"):
+        found: object = task.run(c, overrides, run_dir)
+        return found
+    return run(c, task.build(c), overrides, run_dir)

@@ -1,46 +1,48 @@
-"""task=compress: the source model quantised after training, with accuracy before and after; an adapter is merged first."""
+"""task=compress: the source model quantised after training, with accuracy before and after; an
+adapter is merged first."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
-from paw.errors import ConfigError, need
-from paw.export.merge import check_mergeable
-from paw.report.results import System, beside
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Base, Stages
+from omegaconf import MISSING
+
+from paw.errors import ConfigError
+from paw.evaluation.steps import Evaluates, evaluate, usable
+from paw.export.config import CompressConfig, MergeConfig
+from paw.export.steps import compress, merge
+from paw.launch.outline import Beside, Outline, Row
+from paw.models.config import ModelConfig
+from paw.models.steps import base, given
+from paw.training.adapters import AdapterConfig
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
-    need("bitsandbytes", "quantise", "task=compress")
-    if config.evaluate.mode == "classify":
-        raise ConfigError("task=compress: compresses causal models. Set evaluate.mode=likelihood.")
-    console = Console()
-    stages = Stages(config, console)
-    base = stages.base(config.source)
-    stages.check_mode(base)
-    adapter = stages.given_adapter(config.adapter.path, base) if config.adapter.path else None
-    if adapter is not None:
-        check_mergeable(adapter.path)
-    stages.find(evaluate=True)
+@dataclass
+class Config(Evaluates):
+    source: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
 
-    with Run(config, overrides, run_dir, stages, f"compress_{base.name}") as run:
-        if adapter is not None:
-            console.banner(f"merge {adapter.path} into {base.name}")
-            merged = stages.merge(base, adapter)
-            base = Base(
-                replace(base.config, name=f"{base.name}_merged", hub=None), merged.as_input()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluate.mode == "classify":
+            raise ConfigError(
+                "task=compress: compresses causal models. Set evaluate.mode=likelihood."
             )
-        console.banner(f"compress {base.name} to {config.compress.scheme}")
-        small = stages.compress(base)
-        run.link("model", small.path)
-        console.banner("evaluate before and after")
-        before = run.add(stages.evaluate(base.name, base))
-        name = f"{base.name}, {config.compress.scheme}"
-        after = run.add(
-            stages.evaluate(name, Base(replace(base.config, name=name, hub=None), small.as_input()))
-        )
-        run.said = beside(before, [after], config.seed)
-    return run.systems
+
+
+def build(c: Config) -> Outline:
+    source = bare = base(c, c.source)
+    if c.adapter.path:
+        source = merge(c, bare, given(c.adapter.path, bare), c.merge)
+    small = compress(c, source, c.compress)
+    before, after = (Row(evaluation=evaluate(c, m), model=m.name) for m in (source, small))
+    return Outline(
+        label=f"compress_{source.name}",
+        first=[small.made],
+        systems=[before, after],
+        comparisons=[Beside(base=before, adapted=[after])],
+        checks=[usable(c, bare)],
+        models={"model": small.made},
+    )

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from paw.config.common import RunConfig
 from paw.errors import ConfigError
-from paw.export.merge import check_mergeable
-from paw.store import Artifact
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages
+from paw.export.config import MergeConfig
+from paw.export.steps import merge
+from paw.launch.outline import Outline
+from paw.models.config import ModelConfig
+from paw.models.steps import base, given
+from paw.training.adapters import AdapterConfig
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> Artifact:
-    if config.adapter.path is None:
+@dataclass
+class Config(RunConfig):
+    source: ModelConfig = MISSING
+    adapter: AdapterConfig = MISSING
+    merge: MergeConfig = field(default_factory=MergeConfig)
+
+
+def build(c: Config) -> Outline:
+    if c.adapter.path is None:
         raise ConfigError("task=merge: name the adapter: adapter.path=DIR.")
-    console = Console()
-    stages = Stages(config, console)
-    base = stages.base(config.source)
-    adapter = stages.given_adapter(config.adapter.path, base)
-    check_mergeable(adapter.path)
-
-    with Run(config, overrides, run_dir, stages, f"merge_{base.name}") as run:
-        console.banner(f"merge {adapter.path} into {base.name}")
-        merged = stages.merge(base, adapter)
-        run.link("model", merged.path)
-    return merged
+    source = base(c, c.source)
+    merged = merge(c, source, given(c.adapter.path, source), c.merge)
+    return Outline(label=f"merge_{source.name}", models={"model": merged.made})

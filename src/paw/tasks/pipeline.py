@@ -1,69 +1,66 @@
-"""task=pipeline: six stages, wired by their artifacts."""
+"""task=pipeline: both bases, the source's adapter, its transfer and the target's own adapter, all
+evaluated: how much of the gap between the target and its own adapter is recovered."""
 
 from __future__ import annotations
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
-from paw.models.adapters import is_factors
-from paw.report.results import System, judge
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages, check_adapter, numbered
-from paw.transfer.transfer import fitting
+from dataclasses import dataclass, field
+from typing import Optional
+
+from paw.evaluation.steps import evaluate
+from paw.graph import Node
+from paw.launch.outline import Feasible, Gap, Outline, Row, numbered
+from paw.models.steps import Base, base, given
+from paw.tasks import transfer as moving
+from paw.training.steps import train
+from paw.transfer.steps import fits, methods, real_transfer, transfer
+
+# ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
-    console = Console()
-    stages = Stages(config, console)
-    source, target = stages.base(config.source), stages.base(config.target)
-    given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
-    there = (
-        stages.given_adapter(config.target_adapter.path, target)
-        if config.target_adapter.path
-        else None
+@dataclass
+class GivenConfig:
+    """An adapter of the target model from elsewhere: none is trained then."""
+
+    path: Optional[str] = None
+
+
+@dataclass
+class Config(moving.Config):
+    target_adapter: GivenConfig = field(default_factory=GivenConfig)
+
+
+def build(c: Config) -> Outline:
+    source, target = base(c, c.source), base(c, c.target)
+    adapter = moving.source_adapter(c, source)
+    elsewhere = c.target_adapter.path
+    own = given(elsewhere, target) if elsewhere else train(c, target)
+    chosen = methods(c)
+    moved = [transfer(c, adapter, source, target, method) for method in chosen]
+
+    def row(name: str, base: Base, adapter: Node | None = None, draw_of: str | None = None) -> Row:
+        step = evaluate(c, base, adapter, name)
+        return Row(evaluation=step, model=base.name, adapter=adapter, draw_of=draw_of)
+
+    names = numbered([method.method for method in chosen])
+    before = [row("source base", source), row("source + own adapter", source, adapter)]
+    bare = row("target base", target)
+    transferred = [
+        row(f"target + {name}", target, node, f"target + {method.method}")
+        for name, node, method in zip(names, moved, chosen, strict=True)
+    ]
+    best = row("target + own adapter", target, own)
+    kept = {f"target_{name.replace(' ', '_')}": n for name, n in zip(names, moved, strict=True)}
+    return Outline(
+        label=f"{source.name}-{target.name}",
+        first=[
+            *(r.evaluation for r in before),
+            *moved,
+        ],  # a base is loaded once for all of its rows
+        systems=[*before, bare, *transferred, best],
+        comparisons=[
+            Feasible(transfer=real_transfer(moved[0])),
+            Gap(base=bare, own=best, transferred=transferred),
+        ],
+        adapters={"source": adapter, **kept, "target_own": own},
+        checks=[fits(own, target)] if elsewhere else [],
     )
-    for model, adapter in ((source, given), (target, there)):
-        if adapter is None:
-            check_adapter(config, model.input.path)
-    stages.find(train=given is None or there is None, evaluate=True, transfer=True)
-    if there is not None and is_factors(there.path):
-        fitting(
-            there.path, target.input.path, "target"
-        )  # not after everything else has been computed
-    if given is not None:
-        stages.check_transfer(given, source, target)
-
-    with Run(config, overrides, run_dir, stages, f"{source.name}-{target.name}") as run:
-        console.banner(f"[1/6] evaluate the source base, {source.name}")
-        run.add(stages.evaluate("source base", source))
-
-        console.banner("[2/6] train the source adapter and evaluate it")
-        adapter = given or stages.train(source)
-        run.keep("source", adapter)
-        run.add(stages.evaluate("source + own adapter", source, adapter))
-
-        console.banner(f"[3/6] transfer it to {target.name}")
-        moved = [(c, stages.transfer(adapter, source, target, c)) for c in stages.methods()]
-        feasible = stages.feasibility(moved[0][1])
-
-        console.banner(f"[4/6] evaluate the target base, {target.name}")
-        base = run.add(stages.evaluate("target base", target))
-
-        console.banner("[5/6] evaluate the transferred adapter")
-        transferred = []
-        for name, (c, adapter) in zip(numbered([c.method for c, _ in moved]), moved, strict=True):
-            run.keep(f"target_{name.replace(' ', '_')}", adapter)
-            transferred.append(
-                run.add(
-                    stages.evaluate(
-                        f"target + {name}", target, adapter, draw_of=f"target + {c.method}"
-                    )
-                )
-            )
-
-        console.banner("[6/6] train the target's own adapter and evaluate it")
-        adapter = there or stages.train(target)
-        run.keep("target_own", adapter)
-        own = run.add(stages.evaluate("target + own adapter", target, adapter))
-
-        run.said = [feasible, *judge(transferred, base, own, config.seed)]
-    return run.systems

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Adapter, Stages, check_adapter
-from paw.training import prefer
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from paw.launch.outline import Outline
+from paw.models.config import ModelConfig
+from paw.models.steps import base
+from paw.tasks.train import refuse_given
+from paw.training.steps import Prefers, prefer
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> Adapter:
-    prefer.check(config.hardware.devices)
-    console = Console()
-    stages = Stages(config, console)
-    base = stages.base(config.source)
-    check_adapter(config, base.input.path)
-    stages.find(train=True)
+@dataclass
+class Config(Prefers):
+    source: ModelConfig = MISSING
 
-    with Run(config, overrides, run_dir, stages, f"prefer_{base.name}") as run:
-        console.banner(f"prefer {base.name}")
-        adapter = stages.prefer(base)
-        run.keep("source", adapter)
-    return adapter
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given(self)
+
+
+def build(c: Config) -> Outline:
+    source = base(c, c.source)
+    return Outline(label=f"prefer_{source.name}", adapters={"source": prefer(c, source)})

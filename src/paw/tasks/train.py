@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
-from paw.report.results import System, beside
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Stages, check_adapter
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from paw.errors import ConfigError
+from paw.evaluation.steps import evaluate
+from paw.launch.outline import Beside, Outline, Row
+from paw.models.config import ModelConfig
+from paw.models.steps import base
+from paw.training.steps import Trains, train
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> list[System]:
-    console = Console()
-    stages = Stages(config, console)
-    base = stages.base(config.source)
-    check_adapter(config, base.input.path)
-    stages.find(train=True, evaluate=True)
+@dataclass
+class Config(Trains):
+    source: ModelConfig = MISSING
 
-    with Run(config, overrides, run_dir, stages, f"train_{base.name}") as run:
-        console.banner(f"[1/3] train {base.name}")
-        adapter = stages.train(base)
-        run.keep("source", adapter)
-        console.banner("[2/3] evaluate the base")
-        alone = (
-            "majority-class baseline" if config.evaluate.mode == "classify" else "source base"
-        )  # a base has no head
-        before = run.add(stages.evaluate(alone, base))
-        console.banner("[3/3] evaluate the adapter")
-        run.said = beside(
-            before, [run.add(stages.evaluate("source + own adapter", base, adapter))], config.seed
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_given(self)
+
+
+def build(c: Config) -> Outline:
+    source = base(c, c.source)
+    adapter = train(c, source)
+    # a base has no head to classify with
+    alone = "majority-class baseline" if c.evaluate.mode == "classify" else "source base"
+    before = Row(evaluation=evaluate(c, source, name=alone), model=source.name)
+    after = Row(
+        evaluation=evaluate(c, source, adapter, "source + own adapter"),
+        model=source.name,
+        adapter=adapter,
+    )
+    return Outline(
+        label=f"train_{source.name}",
+        first=[adapter],
+        systems=[before, after],
+        comparisons=[Beside(base=before, adapted=[after])],
+        adapters={"source": adapter},
+    )
+
+
+def refuse_given(c: Trains) -> None:
+    """
+    Raises:
+        ConfigError: where an adapter is given to a task that trains one.
+    """
+    if c.adapter.path:
+        raise ConfigError(
+            f"adapter.path: task={c.task} does not take it. Score adapters with task=evaluate "
+            "adapters=[DIR]."
         )
-    return run.systems

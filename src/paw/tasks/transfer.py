@@ -1,36 +1,59 @@
-"""task=transfer: one adapter (adapter.path, or the source's own training) moved to the target, without evaluation."""
+"""task=transfer: one adapter (adapter.path, or the source's own training) moved to the target,
+without evaluation."""
 
 from __future__ import annotations
 
-from paw.cli.schema import PawConfig
-from paw.console import Console
-from paw.tasks.run_folder import Run
-from paw.tasks.stages import Adapter, Stages, numbered
+from dataclasses import dataclass
+
+from omegaconf import MISSING
+
+from paw.errors import ConfigError
+from paw.evaluation.steps import usable
+from paw.graph import Node
+from paw.launch.outline import Feasible, Outline, numbered
+from paw.models.config import ModelConfig
+from paw.models.steps import Base, base, given
+from paw.training.steps import Trains, train
+from paw.transfer.steps import Transfers, methods, real_transfer, transfer
 
 
-def run(config: PawConfig, overrides: list[str], run_dir: str | None = None) -> dict[str, Adapter]:
-    console = Console()
-    stages = Stages(config, console)
-    source, target = stages.base(config.source), stages.base(config.target)
-    given = stages.given_adapter(config.adapter.path, source) if config.adapter.path else None
-    stages.check_mode(source, target)
-    stages.find(train=given is None, transfer=True)
-    if given is not None:
-        stages.check_transfer(given, source, target)
+@dataclass
+class Config(Transfers, Trains):
+    source: ModelConfig = MISSING
+    target: ModelConfig = MISSING
 
-    with Run(config, overrides, run_dir, stages, f"transfer_{source.name}-{target.name}") as run:
-        if given is None:
-            console.banner(f"train the source adapter on {source.name}")
-        adapter = given or stages.train(source)
-        console.banner(f"transfer it to {target.name}")
-        methods = stages.methods()
-        names = numbered([c.method for c in methods])
-        moved = {
-            name: stages.transfer(adapter, source, target, c)
-            for name, c in zip(names, methods, strict=True)
-        }
-        run.keep("source", adapter)
-        for name, result in moved.items():
-            run.keep(f"target_{name.replace(' ', '_')}", result)
-        run.said = [stages.feasibility(moved[names[0]])]
-    return moved
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.evaluate.mode == "classify":
+            raise ConfigError(
+                f"task={self.task}: a trained head belongs to its own base and is not transferred. "
+                "Use evaluate.mode=likelihood, where classes are words."
+            )
+        if not self.adapter.path and not self.adapter.transferable:
+            raise ConfigError(
+                f"task={self.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not "
+                "what this adapter trains. Train it with task=train."
+            )
+
+
+def build(c: Config) -> Outline:
+    source, target = base(c, c.source), base(c, c.target)
+    adapter = source_adapter(c, source)
+    moved = [transfer(c, adapter, source, target, method) for method in methods(c)]
+    names = numbered([method.method for method in methods(c)])
+    return Outline(
+        label=f"transfer_{source.name}-{target.name}",
+        first=moved,
+        comparisons=[Feasible(transfer=real_transfer(moved[0]))],
+        adapters={"source": adapter, **{_file(n): m for n, m in zip(names, moved, strict=True)}},
+        checks=[usable(c, source), usable(c, target)],
+    )
+
+
+def source_adapter(c: Config, source: Base) -> Node:
+    """The adapter that is moved: the given one, or one that is trained for it."""
+    return given(c.adapter.path, source) if c.adapter.path else train(c, source)
+
+
+def _file(name: str) -> str:
+    return f"target_{name.replace(' ', '_')}"

@@ -1,1 +1,1 @@
-"""Training an adapter with Lightning, the loss on the answer only."""
+"""Training an adapter with Lightning's Fabric, the loss on the answer only."""

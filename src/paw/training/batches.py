@@ -1,7 +1,8 @@
-"""Which examples a step sees, in which micro-batches: a function of the seed and the step's number alone.
+"""Which examples a step sees, in which micro-batches: a function of the seed and the step's number
+alone.
 
-So a stopped training goes on with the very next example, several processes split the steps of one, and halving a micro-batch
-changes nothing of what a step is.
+So a stopped training goes on with the very next example, several processes split the steps of one,
+and halving a micro-batch changes nothing of what a step is.
 """
 
 from __future__ import annotations
@@ -10,10 +11,6 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, IterableDataset
 
 from paw.data.encode import Rows
 from paw.data.tokenise import Encoded
@@ -23,9 +20,10 @@ BUCKET = 32  # steps whose examples are sorted by length together, where rows ar
 
 
 class Micro:
-    """Rows of one forward pass, and the factor that makes the sum over them their part of the step's mean.
+    """Rows of one forward pass, and the factor that makes the sum over them their part of the
+    step's mean.
 
-    Not a dataclass: Lightning's sharded strategies search those for tensors to convert, and refuse frozen ones.
+    Not a dataclass: torch's FSDP searches those for tensors to convert, and refuses frozen ones.
 
     Args:
         step: its number, from 0.
@@ -40,7 +38,8 @@ class Micro:
 
 @dataclass(frozen=True)
 class Share:
-    """This process among those that train, and the micro-batches that each of its steps is computed in."""
+    """This process among those that train, and the micro-batches that each of its steps is computed
+    in."""
 
     rank: int = 0
     world: int = 1
@@ -49,9 +48,10 @@ class Share:
 
 def order(count: int, seed: int, epoch: int) -> list[int]:
     """A new order every epoch."""
-    found: list[int] = torch.randperm(
-        count, generator=torch.Generator().manual_seed(seed + epoch)
-    ).tolist()
+    import torch
+
+    draw = torch.Generator().manual_seed(seed + epoch)
+    found: list[int] = torch.randperm(count, generator=draw).tolist()
     return found
 
 
@@ -69,9 +69,8 @@ def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> I
     """
     count, steps = len(lengths), per_epoch(len(lengths), size)
     for epoch in itertools.count():
-        shuffled = order(count, seed, epoch)[
-            : steps * size
-        ]  # what is left over is left to chance, not the shortest
+        # what is left over is left to chance, not the shortest
+        shuffled = order(count, seed, epoch)[: steps * size]
         if bucketed:
             span = BUCKET * size
             shuffled = [
@@ -86,10 +85,15 @@ def step_rows(lengths: Sequence[int], size: int, seed: int, bucketed: bool) -> I
 
 
 def micro_batches(
-    rows: Sequence[Encoded], picked: Sequence[int], share: Share, objective: Objective, step: int
+    rows: Sequence[Encoded] | Rows,
+    picked: Sequence[int],
+    share: Share,
+    objective: Objective,
+    step: int,
 ) -> list[Micro]:
-    """This process's part of one step. Lightning divides by the micro-batches, and gradients are averaged over processes:
-    both are multiplied in again, so that every counted token or example of the step weighs the same."""
+    """This process's part of one step. The mean over its micro-batches is taken where it trains (by
+    DeepSpeed itself there), and gradients are averaged over processes: both are multiplied in
+    again, so that every counted token or example of the step weighs the same."""
     whole = [rows[i] for i in picked]
     total = sum(map(objective.count, whole))
     mine = sorted(whole[share.rank :: share.world], key=lambda r: -len(r.ids))
@@ -101,7 +105,8 @@ def micro_batches(
 
 
 def _parts(rows: list[Encoded], count: int, packed: bool) -> list[list[Encoded]]:
-    """Rows, longest first, in so many parts: of like tokens where they are packed, of like lengths where they are filled up."""
+    """Rows, longest first, in so many parts: of like tokens where they are packed, of like lengths
+    where they are filled up."""
     if not packed:
         cuts = [round(i * len(rows) / count) for i in range(count + 1)]
         return [rows[low:high] for low, high in itertools.pairwise(cuts)]
@@ -114,35 +119,33 @@ def _parts(rows: list[Encoded], count: int, packed: bool) -> list[list[Encoded]]
     return parts
 
 
-class Steps(IterableDataset[Micro]):
-    def __init__(
-        self, rows: Rows, objective: Objective, size: int, seed: int, share: Share, first: int
-    ) -> None:
-        self._all = (rows, objective, size, seed, share, first)
+def training_steps(
+    rows: Rows, objective: Objective, size: int, seed: int, share: Share, first: int
+) -> Iterator[list[Micro]]:
+    """This process's micro-batches of step after step, without end.
 
-    def __iter__(self) -> Iterator[Micro]:
-        rows, objective, size, seed, share, first = self._all
-        steps = step_rows(rows.lengths, size, seed, not objective.packed)
-        for step, picked in itertools.islice(enumerate(steps), first, None):
-            yield from micro_batches(rows, picked, share, objective, step)  # type: ignore[arg-type]
+    Args:
+        size: examples a step, in all processes.
+        first: the step to begin with, from 0.
+    """
+    steps = step_rows(rows.lengths, size, seed, not objective.packed)
+    for step, picked in itertools.islice(enumerate(steps), first, None):
+        yield micro_batches(rows, picked, share, objective, step)
 
 
-class Validation(IterableDataset[Micro]):
-    """All rows once, in batches of like lengths. Each process takes as many batches as any other, or sharded models would
-    wait for each other; what it must take twice weighs nothing."""
+@dataclass(frozen=True)
+class Validation:
+    """All rows once, in batches of like lengths. Each process takes as many batches as any other,
+    or sharded models would wait for each other; what it must take twice weighs nothing."""
 
-    def __init__(self, rows: Rows, objective: Objective, size: int, share: Share) -> None:
+    batches: list[Micro]  # this process's
+    counted: int  # what the rows of all processes weigh
+
+    @classmethod
+    def of(cls, rows: Rows, objective: Objective, size: int, share: Share) -> Validation:
         by_length = sorted(range(len(rows)), key=lambda i: -rows.lengths[i])
         found = [[rows[i] for i in by_length[at : at + size]] for at in range(0, len(rows), size)]
-        self.counted = sum(objective.count(r) for batch in found for r in batch)
         mine = [Micro(batch, 1.0, 0, 0) for batch in found[share.rank :: share.world]]
-        self._mine = mine + [Micro(found[0], 0.0, 0, 0)] * (
-            -(-len(found) // share.world) - len(mine)
-        )
-
-    def __iter__(self) -> Iterator[Micro]:
-        return iter(self._mine)
-
-
-def loader(found: IterableDataset[Micro]) -> DataLoader[Any]:
-    return DataLoader(found, batch_size=None, num_workers=0)
+        more = -(-len(found) // share.world) - len(mine)
+        counted = sum(objective.count(row) for batch in found for row in batch)
+        return cls(mine + [Micro(found[0], 0.0, 0, 0)] * more, counted)

@@ -28,22 +28,19 @@ class TrainConfig:
     val_every: Optional[int] = None  # steps
     val_limit: int = 512  # examples, the first of the split
     patience: Optional[int] = None  # validations without a better loss after which training stops
-    # how it is computed, not what
-    accumulate: Optional[int] = transient(
-        None
-    )  # micro-batches of a step; null: one on a GPU, of 640 tokens on a CPU; doubled out of memory
-    packing: Optional[bool] = (
-        None  # examples in one row, each for itself; null: where model and method take it
-    )
-    gradient_checkpointing: bool = transient(
-        False
-    )  # turned on by itself where even single examples do not fit
+
+    # How it is computed, not what.
+    # micro-batches of a step, doubled out of memory; null: one on a GPU, of 640 tokens on a CPU
+    accumulate: Optional[int] = transient(None)
+    # examples in one row, each for itself; null: where model and method take it
+    packing: Optional[bool] = None
+    # turned on by itself where even single examples do not fit
+    gradient_checkpointing: bool = transient(False)
     compile: bool = False  # torch.compile; pads, for packed rows never have the same shape twice
     liger: bool = transient(False)  # Liger's kernels: CUDA only
     save_every: int = transient(50)  # steps between checkpoints; with validation, each validation
-    resume: str = transient(
-        "auto"
-    )  # auto: from this training's last checkpoint, if it was stopped; never; or a folder
+    # auto: from this training's last checkpoint, if it was stopped; never; or a folder
+    resume: str = transient("auto")
 
     def __post_init__(self) -> None:
         within("train.lr", self.lr, 0, 10, open_low=True)
@@ -63,10 +60,8 @@ class TrainConfig:
             within("train.accumulate", self.accumulate, 1, 10**6)
         if self.val_every is not None:
             within("train.val_every", self.val_every, 1, 10**9)
-            if self.epochs is None and self.val_every > self.max_steps:
-                raise ConfigError(
-                    f"train.val_every={self.val_every}: there are {self.max_steps} steps, so nothing would be validated."
-                )
+        if self.epochs is None:
+            self.check_validated(self.max_steps)
         if self.patience is not None:
             within("train.patience", self.patience, 1, 10**6)
             if self.val_every is None:
@@ -75,13 +70,26 @@ class TrainConfig:
                 )
         if self.compile and self.packing:
             raise ConfigError(
-                "train.packing and train.compile: packed rows never have the same shape twice. Choose one."
+                "train.packing and train.compile: packed rows never have the same shape twice. "
+                "Choose one."
+            )
+
+    def check_validated(self, steps: int) -> None:
+        """
+        Raises:
+            ConfigError: where so many steps end before the first validation.
+        """
+        if self.val_every is not None and self.val_every > steps:
+            raise ConfigError(
+                f"train.val_every={self.val_every}: there are {steps} steps, so nothing would be "
+                "validated. Lower it."
             )
 
 
 @dataclass
 class PreferConfig:
-    """Direct preference optimisation (arXiv 2305.18290), by TRL. Steps, batches and learning rate are those of `train`."""
+    """Direct preference optimisation (arXiv 2305.18290), by TRL. Steps, batches and learning rate
+    are those of `train`."""
 
     beta: float = 0.1  # how far from the base it may go: less is further
     loss: str = "sigmoid"

@@ -1,61 +1,49 @@
-"""A training in one process, or the same in several that see each other."""
+"""A training from its first step to its last, in one process, or alike in several that see each
+other."""
 
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
-import os
-import signal
-import socket
-import threading
+import math
+import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from paw.config.adapters import AdapterConfig
+import torch
+from lightning_fabric.strategies.deepspeed import DeepSpeedStrategy
+
 from paw.data.encode import Rows
-from paw.errors import ConfigError, PawError, StageError
-from paw.models.load import (
-    Runtime,
-    load_classifier,
-    load_model,
-    load_tokenizer,
-    out_of_memory,
-    tells_pairs,
-)
-from paw.store import Watch, peak_gpu, tell_gpu
-from paw.training.adapters import Setting, method_named
-from paw.training.batches import Share, Steps, Validation, loader, per_epoch
+from paw.errors import PawError, StageError
+from paw.models.load import Runtime, out_of_memory
+from paw.store import Watch
+from paw.training import files, processes
+from paw.training.adapters import AdapterConfig, Method, method_named
+from paw.training.batches import Micro, Share, Validation, training_steps
 from paw.training.config import TrainConfig
-from paw.training.objectives import Answers, Classes, Objective
+from paw.training.devices import Sharded, launched
+from paw.training.history import History
+from paw.training.objectives import Objective
+from paw.training.optimizer import learning_rate, optimizer_of
+from paw.training.prepare import adapted, objective_of
+from paw.training.train import TrainResult
 
-if TYPE_CHECKING:
-    from paw.training.module import Training
-
-PRECISION: dict[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
-SLACK = {
-    "float32": 1e-3,
-    "bfloat16": 0.25,
-    "float16": 0.05,
-}  # nats a token: rounding, where contamination is more
-FACTS = "facts.json"
-TEXT = 8192  # tokens of the training data that a method may start from
+RESULT = "result.json"
 
 
-class OutOfMemory(Exception):
+class OutOfMemory(PawError):
     """The micro-batch does not fit."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that a process needs to take its part. Plain values: it is sent to other processes."""
 
     model: Path
-    name: str | None  # the base's, written into adapter_config.json
+    name: str  # the base's, written into adapter_config.json
     trust_remote_code: bool
     runtime: Runtime
     adapter: AdapterConfig
@@ -63,388 +51,263 @@ class Plan:
     rows: Path
     val_rows: Path | None
     classify: bool
-    classes: tuple[str, ...] | None  # None: a value is to be found
     steps: int
     accumulate: int
     gradient_checkpointing: bool
-    folder: Path  # what is kept until all is done
-    checkpoint: Path | None  # where to go on from, and the step it holds
-    done: int
+    folder: Path  # what is kept until all is done; a checkpoint in it is where it goes on from
 
 
 def fit(plan: Plan, watch: Watch) -> None:
-    """Trains from the plan's checkpoint to its end. What is left in the plan's folder: `last` and perhaps `best`, each a PEFT
-    folder; the curve; and facts about how it was done.
+    """Trains to the plan's end. What is left in its folder: `last` and perhaps `best`, each a PEFT
+    folder; the curve and the times; and a TrainResult.
 
     Raises:
         OutOfMemory: where a micro-batch did not fit.
         PawError: for what the user can mend.
     """
     if plan.runtime.devices == 1:
-        _work(plan, 0, watch)
+        _fit(plan, watch, 0)
     else:
-        _spawn(plan, watch)
+        processes.run(partial(_fit, plan), plan.runtime.devices, plan.runtime.device, watch)
 
 
-def steps_of(train: TrainConfig, rows: int, devices: int) -> int:
-    """Optimiser steps of a training."""
-    if train.epochs is None:
-        return train.max_steps
-    return max(1, round(train.epochs * per_epoch(rows, min(train.batch_size * devices, rows))))
-
-
-# ---- one process ------------------------------------------------------------------------------------
-
-
-def _work(plan: Plan, rank: int, watch: Watch) -> None:
-    import torch
-
-    from paw.training.module import CURVE, LAST, Training
-
-    rows, share = Rows(plan.rows), Share(rank, plan.runtime.devices, plan.accumulate)
-    device = f"cuda:{rank}" if plan.runtime.device == "cuda" else plan.runtime.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.train.seed)
-        try:
-            model = _adapted(plan, rows, device)
-            objective = _objective(plan, model, rows, device)
-            if plan.train.compile:
-                base = (
-                    model.get_base_model()
-                )  # its body: the output projection is hooked to read labelled positions only
-                getattr(base, base.base_model_prefix, base).compile(dynamic=True)
-            module = Training(
-                model,
-                method_named(plan.adapter.method),
-                objective,
-                plan.train,
-                plan.steps,
-                share,
-                plan.folder,
-                watch,
-            )
-            size = min(plan.train.batch_size * share.world, len(rows))
-            train_data = loader(Steps(rows, objective, size, plan.train.seed, share, plan.done))
-            val_data = _validation(plan, objective, share, module)
-            trainer = _trainer(plan, model)
-            _run(trainer, module, train_data, val_data, plan)
-        except (RuntimeError, MemoryError) as e:
-            if out_of_memory(e):
-                raise OutOfMemory from None
-            raise
-        if len(module.history.losses) < plan.steps and not trainer.should_stop:
-            raise StageError(
-                f"train: stopped after {len(module.history.losses)} of {plan.steps} steps."
-            )
-        module.write_adapter(plan.folder / LAST)
-        if rank == 0:
-            history = module.history
-            history.write(plan.folder / CURVE)
-            steady = slice(
-                1 if history.step > 1 else 0, None
-            )  # the first step touches its memory for the first time
-            facts = {
-                "steps": history.step,
-                "packed": objective.packed,
-                "accumulate": plan.accumulate,
-                "gradient_checkpointing": plan.gradient_checkpointing,
-                "strategy": plan.runtime.strategy,
-                "devices": share.world,
-                "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-                "tokens": sum(history.tokens),
-                "tokens_per_second": round(
-                    sum(history.tokens[steady]) / sum(history.seconds[steady]), 1
-                ),
-                "validations": history.validations,
-                "skipped": history.skipped,
-            }
-            (plan.folder / FACTS).write_text(json.dumps(facts))
-        trainer.strategy.barrier()
-
-
-def _adapted(plan: Plan, rows: Rows, device: str) -> Any:
-    """The base with a fresh adapter on it."""
-    from peft import get_peft_model
-
-    from paw.training import fused
-
-    quantise = plan.adapter.quantise
-    # A quantised base is made where it will stay; another is moved by Lightning. Sharding wants one dtype in a layer.
-    precision = "float32" if plan.runtime.strategy == "fsdp" else plan.runtime.precision
-    runtime = replace(
-        plan.runtime, device=device if quantise != "none" else "cpu", precision=precision
-    )
-    head: list[str] = []
-    if plan.classify:
-        base, head = load_classifier(
-            plan.model, runtime, plan.classes, plan.trust_remote_code, quantise
-        )
-    else:
-        base = load_model(plan.model, runtime, plan.trust_remote_code, quantise)
-    if plan.train.liger:
-        _liger(base)
-    text = [token for i in range(min(len(rows), 64)) for token in rows[i].ids][:TEXT]
-    setting = Setting(
-        base, plan.model.name, "SEQ_CLS" if plan.classify else "CAUSAL_LM", plan.steps, head, text
-    )
-    method = method_named(plan.adapter.method)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(base, method.config(plan.adapter, setting))
-    model.peft_config["default"].base_model_name_or_path = plan.name
-    method.prepare(model, setting)
-    if (
-        plan.runtime.precision != "float32"
-    ):  # autocast does it, without a float32 copy of every input
-        for layer in model.modules():
-            if hasattr(layer, "cast_input_dtype_enabled"):  # IA³'s layers cast nothing
-                layer.cast_input_dtype_enabled = False
-    if plan.runtime.precision == "float32" and plan.runtime.strategy in ("auto", "ddp"):
-        fused.use(model)
-    if plan.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
-    return model
-
-
-def _objective(plan: Plan, model: Any, rows: Rows, device: str) -> Objective:
-    """What is minimised, and whether rows are packed: where the method, the model and a trial of it allow that.
-
-    Raises:
-        ConfigError: where packing is asked for and not possible.
-    """
-    import torch
-
-    from paw.training import packing
-
-    tokenizer, base = load_tokenizer(plan.model, plan.trust_remote_code), model.get_base_model()
-    if plan.classify:
-        return Classes(tokenizer.pad_token_id, plan.classes is None, tells_pairs(base, tokenizer))
-    packed = (
-        plan.train.packing is not False
-        and not model.active_peft_config.is_prompt_learning
-        and not plan.train.compile
-    )
-    packed = packed and packing.use(base)
-    if packed:
-        few = sorted((rows[i] for i in range(min(len(rows), 16))), key=lambda r: len(r.ids))[:3]
-        model.eval().to(device)
-        with torch.autocast(
-            plan.runtime.device, plan.runtime.dtype, enabled=plan.runtime.precision != "float32"
-        ):
-            packed = packing.agrees(
-                model, few, tokenizer.pad_token_id, SLACK[plan.runtime.precision]
-            )
-        if not packed:
-            packing.undo(base)
-    if plan.train.packing and not packed:
-        raise ConfigError(
-            f"train.packing=true: {plan.adapter.method} on {plan.model.name} does not take packed rows. Leave it out."
-        )
-    return Answers(tokenizer.pad_token_id, packed)
-
-
-def _validation(plan: Plan, objective: Objective, share: Share, module: Training) -> Any:
-    if plan.val_rows is None:
-        return None
-    data = Validation(
-        Rows(plan.val_rows), objective, max(1, plan.train.batch_size // plan.accumulate), share
-    )
-    module.counted = data.counted
-    return loader(data)
-
-
-def _trainer(plan: Plan, model: Any) -> Any:
-    import pytorch_lightning as pl
-    from pytorch_lightning.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
-
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    c, runtime = plan.train, plan.runtime
-    autocast = _autocast(runtime)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Lightning's advice on log intervals
-        return pl.Trainer(
-            max_steps=plan.steps - plan.done,
-            accelerator="gpu" if runtime.device == "cuda" else "cpu",
-            devices=runtime.devices,
-            strategy=_strategy(plan, model),
-            gradient_clip_val=c.grad_clip or None,
-            accumulate_grad_batches=plan.accumulate,
-            val_check_interval=c.val_every * plan.accumulate if c.val_every else None,
-            check_val_every_n_epoch=None if c.val_every else 1,
-            num_sanity_val_steps=-1
-            if c.val_every and not plan.done
-            else 0,  # where it starts from is known, too
-            precision=None if autocast else PRECISION[runtime.precision],
-            plugins=[
-                LightningEnvironment(),
-                *autocast,
-            ],  # under Slurm too, one task starts its own processes
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=str(plan.folder),
-        )
-
-
-def _autocast(runtime: Runtime) -> list[Any]:
-    """Lightning's plugin for 16 bits over float32 adapters, of the runtime's own device and precision: from a name alone
-    Lightning would make bfloat16 of float16 on a CPU. Empty in float32, and where DeepSpeed casts."""
-    import torch
-    from pytorch_lightning.plugins.precision import FSDPPrecision, MixedPrecision
-    from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
-
-    name = PRECISION[runtime.precision]
-    if runtime.precision == "float32" or runtime.strategy == "deepspeed":
-        return []
-    if runtime.strategy == "fsdp":
-        sharded = FSDPPrecision(name)
-        if (
-            runtime.precision == "float16"
-        ):  # Lightning's own is for CUDA, and without it scales nothing and says nothing
-            sharded.scaler = ShardedGradScaler(device=runtime.device)
-        return [sharded]
-    scaler = torch.amp.GradScaler(runtime.device) if runtime.precision == "float16" else None
-    return [MixedPrecision(name, runtime.device, scaler)]
-
-
-def _strategy(plan: Plan, model: Any) -> Any:
-    """Lightning's own, by name."""
-    from pytorch_lightning import strategies
-
-    name = plan.runtime.strategy
-    if plan.runtime.devices == 1 and name in ("auto", "ddp"):
-        return "auto"
-    if name in ("auto", "ddp"):  # every buffer is the same from the start
-        return strategies.DDPStrategy(
-            process_group_backend="nccl" if plan.runtime.device == "cuda" else "gloo",
-            broadcast_buffers=False,
-        )
-    if name == "fsdp":
-        whole = set(getattr(model.get_base_model(), "_no_split_modules", None) or ())
-        layers = {type(m) for m in model.modules() if type(m).__name__ in whole}
-        from paw.training.sharded import OnCpu
-
-        strategy = strategies.FSDPStrategy if plan.runtime.device == "cuda" else OnCpu
-        return strategy(auto_wrap_policy=layers, state_dict_type="full")
-    own = plan.runtime.deepspeed or str(Path(__file__).with_name("zero2.json"))
-    return strategies.DeepSpeedStrategy(config=own, exclude_frozen_parameters=True)
-
-
-def _run(trainer: Any, module: Training, train_data: Any, val_data: Any, plan: Plan) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            trainer.fit(
-                module,
-                train_data,
-                val_data,
-                ckpt_path=str(plan.checkpoint) if plan.checkpoint else None,
-                weights_only=True,
-            )
-        except SystemExit:  # what Lightning makes of Ctrl-C
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-
-
-def _liger(model: Any) -> None:
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-    _apply_liger_kernel_to_instance(model=model)
-
-
-# ---- several processes ------------------------------------------------------------------------------
-
-
-class _Told:
-    """A Watch that tells the process that started this one."""
-
-    def __init__(self, queue: Any) -> None:
-        self._queue = queue
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        self._queue.put(("progress", (done, total, note)))
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        self._queue.put(("metrics", (dict(values), step)))
-
-    def say(self, text: str) -> None:
-        self._queue.put(("say", (text,)))
-
-
-def _spawn(plan: Plan, watch: Watch) -> None:
-    mp: Any = import_module("torch.multiprocessing")
-
-    world = plan.runtime.devices
-    queue = mp.get_context("spawn").SimpleQueue()
-    context = mp.start_processes(
-        _process, (plan, queue, _free_port()), nprocs=world, join=False, start_method="spawn"
-    )
-    wrong: Exception | None = None
+def _fit(plan: Plan, watch: Watch, rank: int) -> None:
+    """This process's part."""
     try:
-        while True:
-            try:
-                ended = context.join(timeout=0.2)
-            except mp.ProcessRaisedException as e:
-                ended, wrong = True, wrong or e
-            except mp.ProcessExitedException as e:
-                ended, wrong = (
-                    True,
-                    wrong
-                    or StageError(
-                        f"train: a process was ended from outside ({str(e).splitlines()[0]})."
-                    ),
-                )
-            while not queue.empty():
-                kind, what = queue.get()
-                if kind == "wrong":
-                    wrong = what
-                elif kind == "gpu":
-                    tell_gpu(*what)
-                else:
-                    getattr(watch, kind)(*what)
-            if ended:
-                break
-    finally:
-        for process in context.processes:
-            if process.is_alive():
-                process.kill()
-    if wrong is not None:
-        raise wrong
-
-
-def _process(rank: int, plan: Plan, queue: Any, port: int) -> None:
-    import torch
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ |= {
-        "LOCAL_RANK": str(rank),
-        "NODE_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    if plan.runtime.device == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // plan.runtime.devices))
-    try:
-        _work(plan, rank, _Told(queue))
-        queue.put(("gpu", (f"cuda:{rank}", peak_gpu())))
-    except (PawError, OutOfMemory) as e:
-        queue.put(("wrong", e))
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice of the libraries
+            torch.manual_seed(plan.train.seed)
+            training = Training(plan, watch, rank)
+            training.run()
+    except (RuntimeError, MemoryError) as e:
+        if out_of_memory(e):
+            raise OutOfMemory from None
         raise
 
 
-def _end_with_parent() -> None:
-    """A process whose parent was killed must not go on: the next run of the same training would meet it in the same folder."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+class Forward(torch.nn.Module):
+    """One forward pass to the loss: what the strategies wrap."""
+
+    def __init__(self, model: Any, method: Method, objective: Objective) -> None:
+        super().__init__()
+        self.model, self._method, self._objective = model, method, objective
+
+    def forward(self, batch: Micro) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The loss, and what the method adds to it in training."""
+        loss = self._objective.total(self.model, batch.rows) * batch.weight
+        return loss, self._method.penalty(self.model) if self.training else None
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+class Training:
+    """An adapter, what minimises it, and what has happened until now.
+
+    Which examples a step sees and what its dropout draws follow from its number, so that is all
+    that there is to go on from: no random states, no place in the data. That holds after a
+    micro-batch was halved, too.
+    """
+
+    def __init__(self, plan: Plan, watch: Watch, rank: int) -> None:
+        c, runtime = plan.train, plan.runtime
+        self.plan, self.watch, self.history = plan, watch, History()
+        self.rows, self.share = Rows(plan.rows), Share(rank, runtime.devices, plan.accumulate)
+        device = f"cuda:{rank}" if runtime.device == "cuda" else runtime.device
+        self.model = adapted(plan, self.rows, device)
+        self.method = method_named(plan.adapter.method)
+        self.objective = objective_of(plan, self.model, self.rows, device)
+        self.validation = None
+        if plan.val_rows is not None:
+            size = max(1, c.batch_size // plan.accumulate)
+            self.validation = Validation.of(Rows(plan.val_rows), self.objective, size, self.share)
+        if c.compile:
+            # the body: the output projection is hooked to read labelled positions only
+            base = self.model.get_base_model()
+            getattr(base, base.base_model_prefix, base).compile(dynamic=True)
+        self.names = {f"model.{name}" for name in files.adapter_names(self.model)}
+        self.fabric = launched(runtime, self.model, plan.accumulate, c.grad_clip)
+        self.deepspeed = isinstance(self.fabric.strategy, DeepSpeedStrategy)
+        self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        # A fused optimizer takes float16's scale off its gradients itself: after they were clipped.
+        optimizer = optimizer_of(c, parameters, fused=self.scaler is None)
+        forward = Forward(self.model, self.method, self.objective)
+        self.module, self.optimizer = self.fabric.setup(forward, optimizer)
+
+    def run(self) -> None:
+        """All steps that are left, then what is kept of them."""
+        c, steps, history = self.plan.train, self.plan.steps, self._resumed()
+        size = min(c.batch_size * self.share.world, len(self.rows))
+        batches = training_steps(
+            self.rows, self.objective, size, c.seed, self.share, first=history.step
+        )
+        self.module.train()
+        self._check_dropout()
+        if self.validation is not None and not history.validations:
+            self._validate(self.validation)  # where it starts from is known, too
+        for batch in islice(batches, steps - history.step):
+            # before the step: it may have been killed at the very validation that ended it
+            if history.stale(c.patience):
+                break
+            self._step(batch)
+            if self.validation is not None and c.val_every:
+                if history.step % c.val_every == 0:
+                    self._validate(self.validation)
+                    self._save()
+            elif history.step % c.save_every == 0 and history.step < steps:
+                self._save()
+        self._write_adapter(self.plan.folder / files.LAST)
+        if self.fabric.is_global_zero:
+            history.write(self.plan.folder)
+            (self.plan.folder / RESULT).write_text(json.dumps(asdict(self._result())))
+        self.fabric.barrier()
+
+    # ---- one step --------------------------------------------------------------------------------
+
+    def _step(self, batch: list[Micro]) -> None:
+        """Gradients of all micro-batches, then a step of the optimizer."""
+        c, history, began = self.plan.train, self.history, time.perf_counter()
+        step, scale = history.step, self._scale()
+        rate = learning_rate(c, step, self.plan.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.zeros((), device=self.fabric.device)
+        for i, micro in enumerate(batch):
+            # what dropout draws
+            torch.manual_seed(hash((c.seed, step, i, self.share.rank)) & 0x7FFFFFFF)
+            loss = loss + self._backward(micro, len(batch), last=i + 1 == len(batch))
+        if not self.deepspeed:
+            if c.grad_clip:
+                norm: dict[str, Any] = {"max_norm": c.grad_clip, "error_if_nonfinite": False}
+                self.fabric.clip_gradients(self.module, self.optimizer, **norm)
+            self.optimizer.step()
+        mean = self._over_all(loss, "mean")
+        if not math.isfinite(mean):
+            raise StageError(
+                f"train: the loss is not finite at step {step + 1}. Lower train.lr, or use "
+                "hardware.precision=float32."
+            )
+        self.method.after_step(self.model, step + 1)
+        if not self.deepspeed:
+            self.optimizer.zero_grad()
+        history.skipped += self._scale() < scale  # it falls after an overflow
+        history.losses.append(mean)
+        history.tokens.append(batch[0].tokens)
+        history.seconds.append(time.perf_counter() - began)
+        if self.fabric.is_global_zero:
+            self.watch.progress(step + 1, self.plan.steps, f"loss {mean:.3f}")
+            self.watch.metrics({"train/loss": mean, "train/lr": rate}, step + 1)
+
+    def _backward(self, micro: Micro, parts: int, last: bool) -> torch.Tensor:
+        """Adds a micro-batch's part of the step's gradients; they meet those of other processes at
+        the last. DeepSpeed divides by the micro-batches, clips and steps by itself: it counts them.
+
+        Returns:
+            Its part of the step's loss.
+        """
+        with self.fabric.no_backward_sync(self.module, enabled=not last):
+            loss, penalty = self.module(micro)
+            whole = loss if penalty is None else loss + penalty
+            self.fabric.backward(whole if self.deepspeed else whole / parts)
+        if self.deepspeed:
+            self.optimizer.step()
+        found: torch.Tensor = loss.detach() / parts
+        return found
+
+    def _over_all(self, number: torch.Tensor, how: str) -> float:
+        """The mean or sum of the processes' numbers."""
+        reduced = self.fabric.all_reduce(number, reduce_op=how)
+        assert isinstance(reduced, torch.Tensor)
+        return float(reduced)
+
+    def _scale(self) -> float:
+        """What float16's gradients are multiplied by."""
+        return float(self.scaler.get_scale()) if self.scaler else 1.0
+
+    def _check_dropout(self) -> None:
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Dropout) and module.p > 0 and not module.training:
+                raise StageError(
+                    f"train: the dropout of {name} would not act. This is a bug of paw: please "
+                    "report it."
+                )
+
+    # ---- validation ------------------------------------------------------------------------------
+
+    def _validate(self, data: Validation) -> None:
+        """The mean loss over all rows; the adapter is kept where it is the best until now."""
+        self.module.eval()
+        loss, step = torch.zeros((), device=self.fabric.device), self.history.step
+        with torch.no_grad():
+            for batch in data.batches:
+                loss = loss + self.module(batch)[0]
+        mean = self._over_all(loss, "sum") / data.counted
+        self.history.validations.append((step, mean))
+        if self.fabric.is_global_zero:
+            self.watch.metrics({"val/loss": mean}, step)
+        if self.history.best[0] == step:
+            self._write_adapter(self.plan.folder / files.BEST)
+        self.module.train()
+
+    # ---- what is kept ----------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.module,
+            "optimizer": self.optimizer,
+            "history": vars(self.history),
+            "method": self.method.state(self.model),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
+        }
+
+    def _save(self) -> None:
+        """A checkpoint of the adapter and all that a next step depends on."""
+        target = self.plan.folder / files.CHECKPOINT
+        # DeepSpeed leaves out what is frozen by itself
+        kept = None if self.deepspeed else {"model": lambda name, _: name in self.names}
+        self.fabric.save(files.beside(target), self._state(), filter=kept)
+        if self.fabric.is_global_zero:
+            files.exchange(target)
+        self.fabric.barrier()
+
+    def _resumed(self) -> History:
+        """What happened until now, by the checkpoint where there is one."""
+        file = self.plan.folder / files.CHECKPOINT
+        if file.exists():
+            state = self._state()
+            self.fabric.load(file, state, strict=False, weights_only=True)  # the base is not in it
+            self.history = History(**state["history"])
+            if state["method"] is not None:
+                self.method.restore(self.model, state["method"])
+            if self.scaler:
+                self.scaler.load_state_dict(state["scaler"])
+        return self.history
+
+    def _write_adapter(self, folder: Path) -> None:
+        """A PEFT folder, gathered from all processes and written by the first."""
+        strategy = self.fabric.strategy
+        state = strategy.get_module_state_dict(self.module)
+        if self.fabric.is_global_zero:
+            mine = {k.removeprefix("model."): v for k, v in state.items() if k in self.names}
+            files.write_adapter(self.model, mine, folder, isinstance(strategy, Sharded))
+
+    def _result(self) -> TrainResult:
+        plan, history = self.plan, self.history
+        validated: dict[str, Any] = {}
+        if history.validations:
+            step, best = history.best
+            validated = {"best_step": step, "val_best": best}
+            validated["val_start"] = history.validations[0][1]
+        return TrainResult(
+            steps=history.step,
+            examples=len(self.rows),
+            train_loss=history.final_loss,
+            packed=self.objective.packed,
+            accumulate=plan.accumulate,
+            gradient_checkpointing=plan.gradient_checkpointing,
+            strategy=plan.runtime.strategy,
+            devices=self.share.world,
+            trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            tokens=sum(history.tokens),
+            tokens_per_second=history.tokens_per_second,
+            skipped=history.skipped,
+            **validated,
+        )

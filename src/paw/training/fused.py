@@ -1,8 +1,10 @@
-"""LoRA's forward pass y = xWᵀ + s·hBᵀ, h = A·dropout(x), with the sum and the scale inside the product.
+"""LoRA's forward pass y = xWᵀ + s·hBᵀ, h = A·dropout(x), with the sum and the scale inside the
+product.
 
-PEFT computes the product, scales it and adds it: three passes over an output that is hundreds of times larger than h, and as
-many on the way back. On a CPU memory is what is waited for (benchmarks/lora_sum.py). Only where nothing else is asked
-of a layer: LoRA in float32 on a plain linear map.
+PEFT computes the product, scales it and adds it: three passes over an output that is hundreds of
+times larger than h, and as many on the way back. On a CPU memory is what is waited for
+(benchmarks/lora_sum.py). Only where nothing else is asked of a layer: LoRA in float32 on a plain
+linear map.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ import torch
 
 
 def use(model: Any) -> None:
-    """Gives every plain LoRA layer of an adapted model this forward pass; the layers' parameters stay PEFT's."""
+    """Gives every plain LoRA layer of an adapted model this forward pass; the layers' parameters
+    stay PEFT's."""
     from peft.tuners.lora.layer import Linear
 
     for layer in model.modules():
@@ -39,7 +42,8 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
 
 
 class _Sum(torch.autograd.Function):
-    """x (… × in), W (out × in, frozen), bias (out, frozen) or None, h (… × r), B (out × r), s → xWᵀ + bias + s·hBᵀ."""
+    """x (… × in), W (out × in, frozen), bias (out, frozen) or None, h (… × r), B (out × r), s →
+    xWᵀ + bias + s·hBᵀ (… × out)."""
 
     @staticmethod
     def forward(ctx: Any, x: Any, w: Any, bias: Any, h: Any, b: Any, s: float) -> Any:  # type: ignore[override]

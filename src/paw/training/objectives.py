@@ -1,5 +1,6 @@
-"""What is minimised: the negative log-likelihood of answers, or the error of a classifier. Each is a sum over what it counts,
-so that micro-batches and processes add up to exactly the mean of the whole step."""
+"""What is minimised: the negative log-likelihood of answers, or the error of a classifier. Each is
+a sum over what it counts, so that micro-batches and processes add up to exactly the mean of the
+whole step."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """Attention inside each of several examples that stand in one row, and nowhere else.
 
-Every projection of a packed row is computed at once; only attention is computed example by example. So nothing is filled up,
-no mask of all positions with all is made, and contamination is not masked away but never computed: an example's queries
-meet its own keys only. Masks that are rebuilt from restarted positions (as DataCollatorWithFlattening leaves to the model)
-depend on a cache being off, no mask being given and on the implementation that is chosen.
+Every projection of a packed row is computed at once; only attention is computed example by example.
+So nothing is filled up, no mask of all positions with all is made, and contamination is not masked
+away but never computed: an example's queries meet its own keys only. Masks that are rebuilt from
+restarted positions (as DataCollatorWithFlattening leaves to the model) depend on a cache being off,
+no mask being given and on the implementation that is chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ NAME = "paw_segments"
 
 
 def use(model: Any) -> bool:
-    """Sets the model's attention to this one; False, and nothing changed, where the model has other kinds of layers."""
+    """Sets the model's attention to this one; False, and nothing changed, where the model has other
+    kinds of layers."""
     from transformers import AttentionInterface
 
     if not ordinary_attention(model):
@@ -35,11 +37,8 @@ def use(model: Any) -> bool:
 
 def undo(model: Any) -> None:
     """Back to the library's own attention."""
-    name = (
-        "eager"
-        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-        else "sdpa"
-    )
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    name = "eager" if capped else "sdpa"
     model.config.get_text_config()._attn_implementation = name
     model.config._attn_implementation = name
 
@@ -69,17 +68,14 @@ def attend(
     import torch
 
     parts = []
-    alike = [
-        (length, sum(1 for _ in rows)) for length, rows in groupby(segments or [query.shape[2]])
-    ]  # rows come sorted by length
+    lengths = segments or [query.shape[2]]  # sorted: those of one length are computed together
+    alike = [(length, sum(1 for _ in rows)) for length, rows in groupby(lengths)]
     sizes = [length * n for length, n in alike]
-    for (length, n), *qkv in zip(
-        alike, *(torch.split(x, sizes, dim=2) for x in (query, key, value)), strict=True
-    ):
+    split = (torch.split(x, sizes, dim=2) for x in (query, key, value))
+    for (length, n), *qkv in zip(alike, *split, strict=True):
         q, k, v = (x.reshape(x.shape[1], n, length, -1).transpose(0, 1) for x in qkv)
-        found = _one(
-            q, k, v, scaling, dropout, sliding_window, softcap
-        )  # n × heads × length × size
+        # n × heads × length × size
+        found = _one(q, k, v, scaling, dropout, sliding_window, softcap)
         parts.append(found.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[None], None
 
@@ -110,15 +106,15 @@ def _one(
     if grouped:
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))  # type: ignore[operator]
-    return (
-        torch.nn.functional.dropout(scores.softmax(-1, dtype=torch.float32).to(q.dtype), dropout)
-        @ v
-    )
+    assert seen is not None
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ v
 
 
 def agrees(model: Any, rows: Sequence[Encoded], pad_id: int, slack: float) -> bool:
-    """Whether a few rows packed have the log-probabilities that they have one by one: packing is tried before it is trusted.
+    """Whether a few rows packed have the log-probabilities that they have one by one: packing is
+    tried before it is trusted.
 
     Args:
         slack: the largest difference of a token's log-probability that is rounding (nats).

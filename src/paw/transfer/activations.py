@@ -1,5 +1,5 @@
-"""Both models' activations at the same text positions, batch by batch, and their second moments: only positions held out
-of the fit are kept."""
+"""Both models' activations at the same text positions, batch by batch, and their second moments:
+only positions held out of the fit are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ MAX_TOKENS = 512  # of a text; the rest of a longer one is not looked at
 
 @dataclass(frozen=True)
 class PairedText:
-    """A text as both models' tokens, and the token positions (source, target) of common word ends."""
+    """A text as both models' tokens, and the token positions (source, target) of common word
+    ends."""
 
     source: list[int]
     target: list[int]
@@ -30,8 +31,9 @@ class PairedText:
 
 
 def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> list[PairedText]:
-    """Texts until `limit` positions are found. Positions of two tokenizers are paired where both end a token at the same
-    character and a blank or the end of the text follows; special tokens have no characters and drop out.
+    """Texts until `limit` positions are found. Positions of two tokenizers are paired where both
+    end a token at the same character and a blank or the end of the text follows; special tokens
+    have no characters and drop out.
 
     Raises:
         TransferError: if the tokenizers have no position in common.
@@ -47,7 +49,8 @@ def pair_texts(texts: Sequence[str], source: Any, target: Any, limit: int) -> li
             break
     if not found:
         raise TransferError(
-            "the two tokenizers share no word boundary in the calibration text. Give other text: transfer.calibration."
+            "the two tokenizers share no word boundary in the calibration text. Give other text: "
+            "transfer.calibration."
         )
     return out
 
@@ -59,7 +62,8 @@ def _word_ends(tokenizer: Any, text: str) -> tuple[list[int], dict[int, int]]:
 
 
 def hold_out(texts: Sequence[PairedText], limit: int) -> tuple[list[PairedText], list[PairedText]]:
-    """The texts to fit on, and the last ones: up to `limit` positions of them, and a tenth of all."""
+    """The texts to fit on, and the last ones: up to `limit` positions of them, and a tenth of
+    all."""
     room, cut = min(limit, sum(len(t.positions) for t in texts) // 10), len(texts)
     while cut > 1 and len(texts[cut - 1].positions) <= room:
         cut -= 1
@@ -87,12 +91,14 @@ def second_moments(
     shuffle: int | None,
     watch: Watch,
 ) -> dict[tuple[Space, Space], Site]:
-    """One pass of both models over the texts; activations are summed up and dropped batch by batch, but for those of `held`.
+    """One pass of both models over the texts; activations are summed up and dropped batch by batch,
+    but for those of `held`.
 
     Args:
         wanted: pairs of spaces (source, target).
         pads: both tokenizers' padding ids.
-        shuffle: a seed by which source positions are paired with the target's at random: the placebo of a correct pairing.
+        shuffle: a seed by which source positions are paired with the target's at random: the
+            placebo of a correct pairing.
 
     Returns:
         A Site for each wanted pair, divided by the number of positions.
@@ -134,7 +140,8 @@ def seen(
     batch_size: int,
     pads: tuple[int, int],
 ) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
-    """Batch by batch, what both models do at the paired positions: positions × width, float32, by space."""
+    """Batch by batch, what both models do at the paired positions: positions × width, float32, by
+    space."""
     order = by_length(texts)
     return zip(
         *(
@@ -153,8 +160,9 @@ def _mispaired(
     pads: tuple[int, int],
     seed: int,
 ) -> Iterator[tuple[dict[Space, Tensor], dict[Space, Tensor]]]:
-    """The same positions of both models, paired at random. Texts of both are run in orders of their own, and positions
-    turned round inside a batch: batches of like texts beside each other would still be paired rightly on the whole."""
+    """The same positions of both models, paired at random. Texts of both are run in orders of their
+    own, and positions turned round inside a batch: batches of like texts beside each other would
+    still be paired rightly on the whole."""
     generator = torch.Generator().manual_seed(seed)
     streams = []
     for side in (0, 1):
@@ -170,7 +178,8 @@ def _mispaired(
 def _rows(
     batches: Iterator[dict[Space, Tensor]], generator: torch.Generator, size: int = 256
 ) -> Iterator[dict[Space, Tensor]]:
-    """Batches of `size` positions (the last may be less), in random order inside the batch they come from."""
+    """Batches of `size` positions (the last may be less), in random order inside the batch they
+    come from."""
     left: dict[Space, Tensor] = {}
     for batch in batches:
         order = torch.randperm(len(next(iter(batch.values()))), generator=generator)

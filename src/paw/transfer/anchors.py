@@ -16,7 +16,8 @@ BLANK = "▁"  # SentencePiece's
 
 
 def shared_tokens(source: Any, target: Any) -> list[tuple[int, int]]:
-    """Token ids (source, target) of the same bytes, leading blank included; special and byte-fallback tokens left out."""
+    """Token ids (source, target) of the same bytes, leading blank included; special and
+    byte-fallback tokens left out."""
     ours, theirs = _by_bytes(source), _by_bytes(target)
     return [(ours[text], theirs[text]) for text in sorted(ours.keys() & theirs.keys())]
 
@@ -38,22 +39,25 @@ def _by_bytes(tokenizer: Any) -> dict[bytes, int]:
 
 @lru_cache
 def _alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the others follow from 256 on."""
+    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the others follow
+    from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
 def embedding_site(source: Tensor, target: Tensor, shared: list[tuple[int, int]]) -> Site:
-    """Both embeddings (vocabulary×d) at shared tokens, centred, every token of weight 1/(‖e_s‖‖e_t‖): rare tokens' short or
-    long vectors count like others. Tokens whose embedding was hardly trained (norm under a hundredth of the median) drop out.
+    """Both embeddings (vocabulary×d) at shared tokens, centred, every token of weight
+    1/(‖e_s‖‖e_t‖): rare tokens' short or long vectors count like others. Tokens whose embedding was
+    hardly trained (norm under a hundredth of the median) drop out.
 
     Raises:
         TransferError: if fewer tokens are shared than would place one direction.
     """
     if len(shared) < 2:
         raise TransferError(
-            "transfer=embedding: the two tokenizers share no token. Use a method that looks at text, such as procrustes."
+            "transfer=embedding: the two tokenizers share no token. Use a method that looks at "
+            "text, such as procrustes."
         )
     rows = torch.tensor(shared)
     e_s, e_t = source[rows[:, 0]], target[rows[:, 1]]

@@ -1,5 +1,6 @@
-"""Singular bases of weights, kept on the disk by the content of their model: the second transfer between two models reads
-what the first computed. The largest k that was asked for is kept, and cut."""
+"""Singular bases of weights, kept on the disk by the content of their model: the second transfer
+between two models reads what the first computed. The largest k that was asked for is kept, and
+cut."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Bases:
     def of(
         self, module: str, shape: tuple[int, int], k: int, weight: Callable[[], Tensor], device: str
     ) -> Basis:
-        """The top k singular vectors of a module's weight (out×in), float32; the weight is read only if they must be computed."""
+        """The top k singular vectors of a module's weight (out×in), float32; the weight is read
+        only if they must be computed."""
         if self.root is None or max(shape) <= SMALL:  # small ones are computed as fast as read
             return singular_basis(weight(), k)
         file = Path(self.root) / f"{digest([VERSION, self.model, module])[:24]}.safetensors"

@@ -1,4 +1,4 @@
-"""The schemas of group transfer."""
+"""The schemas of group transfer that methods share; a method's own stands in its file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from omegaconf import MISSING
 
 from paw.config.checks import one_of, transient, within
 from paw.errors import ConfigError
-from paw.paths import conf_dir
+from paw.transfer.modules import ROLES
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
 EVIDENCE = ("weights", "embeddings", "text", "models")
-ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LAYERS = ("proportional", "index", "cka", "similarity")
 
 
 @dataclass
@@ -23,35 +23,30 @@ class TransferConfig:
     """What every method shares; a method's own parameters stand in a subclass."""
 
     method: str = MISSING
-    # What the method looks at: both models' weights; also their embeddings of shared tokens; moments of both's activations
-    # on a text; or the running models themselves.
+    # What the method looks at: both models' weights; also their embeddings of shared tokens;
+    # moments of both's activations on a text; or the running models themselves.
     evidence: str = "text"
     layers: str = "proportional"
-    spread: bool = (
-        False  # the layers that a matching leaves out join its nearest: added up, or divided
-    )
+    # The layers that a matching leaves out join their nearest: added up, or divided.
+    spread: bool = False
     gain: str = "activation"  # none, weight, activation, or a number
-    basis: Optional[int] = (
-        None  # singular vectors kept a side; else 320, and at most half of the smallest dimension
-    )
-    # What the gate looks at. raw: overlap of the mapped source subspaces with the target's; excess: that above chance;
-    # weights: the source systems' measure, ‖U_sᵀU_t‖²/k² of the weights as they are, whose chance is 1 in the larger width.
+    # Singular vectors kept a side; else 320, and at most half of the smallest dimension.
+    basis: Optional[int] = None
+    # What the gate looks at. raw: overlap of the mapped source subspaces with the target's;
+    # excess: that above chance; weights: the source systems' measure, ‖U_sᵀU_t‖²/k² of the weights
+    # as they are, whose chance is 1 in the larger width.
     similarity: str = "raw"
     similarity_threshold: float = 1e-4
-    modules: list[str] = field(
-        default_factory=list
-    )  # roles that are transferred, such as [q_proj,v_proj]; empty: all
-    keep_top: float = (
-        1.0  # the share of the target's layers, the most similar ones, that are transferred
-    )
+    # Roles that are transferred, such as [q_proj,v_proj]; empty: all.
+    modules: list[str] = field(default_factory=list)
+    # The share of the target's layers, the most similar ones, that are transferred.
+    keep_top: float = 1.0
     positions: int = 16384  # calibration positions
-    calibration: Optional[str] = transient(
-        None
-    )  # a text file, a document a line; else the data set's own text
+    # A text file, a document a line; else the data set's own text.
+    calibration: Optional[str] = transient(None)
     batch_size: int = transient(32)  # calibration texts at a time
-    memory_gb: float = transient(
-        8.0
-    )  # for moments: kept if they fit, else streamed in groups of layers that do
+    # For moments: kept if they fit, else streamed in groups of layers that do.
+    memory_gb: float = transient(8.0)
     workers: int = transient(1)  # modules read and decomposed ahead, each in a thread
     # Other methods shown beside, a list; or `standard`, the placebos that this method can have.
     controls: Any = field(default_factory=list, metadata={"transient": True})
@@ -59,10 +54,10 @@ class TransferConfig:
 
     def __post_init__(self) -> None:
         one_of("transfer.evidence", self.evidence, EVIDENCE)
-        one_of("transfer.layers", self.layers, ("proportional", "index", "cka", "similarity"))
+        one_of("transfer.layers", self.layers, LAYERS)
         one_of("transfer.similarity", self.similarity, ("raw", "excess", "weights"))
         for role in self.modules:
-            one_of("transfer.modules", role, ROLES)
+            one_of("transfer.modules", role, tuple(ROLES))
         if not re.fullmatch(r"\d*\.?\d+(e[+-]?\d+)?", self.gain):
             one_of("transfer.gain", self.gain, ("none", "weight", "activation", "a number"))
         if self.basis is not None:
@@ -75,49 +70,24 @@ class TransferConfig:
         within("transfer.workers", self.workers, 1, 64)
         within("transfer.draws", self.draws, 1, 1000)
         if isinstance(self.controls, str):
+            from paw.transfer.controls import standard
+
             one_of("transfer.controls", self.controls, ("standard", "a list as [a,b]"))
-            self.controls = self.placebos()
+            self.controls = standard(self)
         if not isinstance(self.controls, list) or not all(
             isinstance(c, str) for c in self.controls
         ):
             raise ConfigError("transfer.controls: give a list of methods as [a,b], or standard.")
 
-    def placebos(self) -> list[str]:
-        """`standard`: what must not do what this method does."""
-        pairs_text = self.evidence in ("text", "models")
-        return [
-            "random",
-            *["shuffled"] * pairs_text,
-            "negated",
-            *["sign_random"] * (self.method == "cross_lora"),
-        ]
+    @property
+    def uses_text(self) -> bool:
+        """Whether both models are run on a text; else weights are enough."""
+        return self.looks_at_text or self.gain == "activation"
 
-
-@dataclass
-class RidgeConfig(TransferConfig):
-    penalty: Optional[float] = (
-        0.1  # λ, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.penalty is not None:
-            within("transfer.penalty", self.penalty, 0, 1e6)
-
-
-@dataclass
-class ShiftConfig(TransferConfig):
-    """Residual-shift matching. Its gain is what the regression finds: `transfer.gain` is not used."""
-
-    # λ of the map between residual streams, in units of the mean diagonal of the Gram matrix; null chooses it on held-out positions
-    map_penalty: Optional[float] = None
-    penalty: float = 0.1  # λ of the regression on what enters a module
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.map_penalty is not None:
-            within("transfer.map_penalty", self.map_penalty, 0, 1e6)
-        within("transfer.penalty", self.penalty, 0, 1e6)
+    @property
+    def looks_at_text(self) -> bool:
+        """Whether the method itself pairs positions of a text, whatever the gain does."""
+        return self.evidence in ("text", "models")
 
 
 @dataclass
@@ -128,27 +98,7 @@ class PlaceboConfig(TransferConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from paw.transfer.controls import real_methods
+
         super().__post_init__()
-        methods = sorted(p.stem for p in (conf_dir() / "transfer").glob("*.yaml"))
-        one_of(
-            "transfer.reference",
-            self.reference,
-            tuple(m for m in methods if TRANSFER_SCHEMAS.get(m) is not PlaceboConfig),
-        )
-
-
-@dataclass
-class SignRandomConfig(TransferConfig):
-    seed: int = 0
-
-
-# The methods that have parameters of their own.
-TRANSFER_SCHEMAS: dict[str, type[TransferConfig]] = {
-    "ridge": RidgeConfig,
-    "shift": ShiftConfig,
-    "random": PlaceboConfig,
-    "shuffled": PlaceboConfig,
-    "negated": PlaceboConfig,
-    "sign_random": SignRandomConfig,
-}
-DRAWN = ("random", "shuffled", "sign_random")  # placebos that differ from draw to draw
+        one_of("transfer.reference", self.reference, tuple(real_methods()))

@@ -16,11 +16,12 @@ def _work(m: Tensor) -> Tensor:
 
 
 def polar(m: Tensor) -> Tensor:
-    """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes for m = aᵀb.
+    """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes
+    for m = aᵀb.
 
-    Directions the samples never showed (singular values at rounding error) are left to an SVD's whim; they are paired here
-    as the identity pairs them, so that the result does not depend on the library and a model maps to itself as itself.
-    """
+    Directions the samples never showed (singular values at rounding error) are left to an SVD's
+    whim; they are paired here as the identity pairs them, so that the result does not depend on the
+    library and a model maps to itself as itself."""
     u, s, vh = torch.linalg.svd(_work(m), full_matrices=False)
     seen = int((s > SEEN * s[0]).sum())
     rotation: Tensor = u[:, :seen] @ vh[:seen]
@@ -40,8 +41,8 @@ def polar(m: Tensor) -> Tensor:
 def ridge(cross: Tensor, gram: Tensor, penalty: float) -> Tensor:
     """cross·(gram + λI)⁻¹ with λ = penalty × the mean diagonal of gram.
 
-    cross: p×n, gram: n×n, both second moments of the same samples: the map y ≈ T·x minimising E‖y − T x‖² + λ‖T‖².
-    """
+    cross: p×n, gram: n×n, both second moments of the same samples: the map y ≈ T·x minimising E‖y −
+    T x‖² + λ‖T‖²."""
     g = _work(gram)
     g = g + penalty * g.diagonal().mean() * torch.eye(len(g), dtype=g.dtype, device=g.device)
     solved: Tensor = torch.linalg.solve(g, cross.to(g.dtype).T)
@@ -52,8 +53,8 @@ PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)
 
 
 def best_penalty(cross: Tensor, gram: Tensor, x: Tensor, y: Tensor) -> float:
-    """Of PENALTIES, the one whose ridge map explains the most of y (N×p) from x (N×n), positions that were held out; the
-    middle of them where none were."""
+    """Of PENALTIES, the one whose ridge map explains the most of y (N×p) from x (N×n), positions
+    that were held out; the middle of them where none were."""
     if len(x) < 2:
         return 0.1
     return max(PENALTIES, key=lambda penalty: explained(y, x @ ridge(cross, gram, penalty).T))
@@ -61,7 +62,8 @@ def best_penalty(cross: Tensor, gram: Tensor, x: Tensor, y: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Basis:
-    """The top singular vectors of a weight (m×n): u m×k, v n×k, values k (descending), and the norm of the whole weight."""
+    """The top singular vectors of a weight (m×n): u m×k, v n×k, values k (descending), and the norm
+    of the whole weight."""
 
     u: Tensor
     v: Tensor
@@ -72,9 +74,9 @@ class Basis:
 def singular_basis(w: Tensor, k: int) -> Basis:
     """The top k singular vectors of w (m×n), from the Gram matrix on its smaller side.
 
-    Spectra of language models' weights are flat: a randomised SVD finds another subspace. Signs are fixed by making the
-    largest entry of each left vector positive, so that the same weights always give the same basis.
-    """
+    Spectra of language models' weights are flat: a randomised SVD finds another subspace. Signs are
+    fixed by making the largest entry of each left vector positive, so that the same weights always
+    give the same basis."""
     a = _work(w)
     flip = a.shape[0] > a.shape[1]
     a = a.T if flip else a
@@ -91,8 +93,8 @@ def singular_basis(w: Tensor, k: int) -> Basis:
 def _top(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest eigenvalues of a·aᵀ, descending, and their vectors.
 
-    On a CPU a large Gram matrix is computed as the triangle it is, and LAPACK finds a part of its spectrum: less than half
-    of the time of the whole of both."""
+    On a CPU a large Gram matrix is computed as the triangle it is, and LAPACK finds a part of its
+    spectrum: less than half of the time of the whole of both."""
     if a.device.type == "cpu" and len(a) > SMALL and k <= len(a) // 4:
         from scipy.linalg import eigh
         from scipy.linalg.blas import ssyrk
@@ -116,7 +118,8 @@ def _top(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def recompress(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r (A: r×n, B: m×r) of b·a (a: R×n, b: m×R), by QR of both factors and an SVD of the R×R core."""
+    """The best rank-r (A: r×n, B: m×r) of b·a (a: R×n, b: m×R), by QR of both factors and an SVD of
+    the R×R core."""
     q_b, r_b = torch.linalg.qr(_work(b))
     q_a, r_a = torch.linalg.qr(_work(a).T)
     u, s, vh = torch.linalg.svd(r_b.to(q_b.dtype) @ r_a.to(q_b.dtype).T, full_matrices=False)
@@ -127,7 +130,8 @@ def recompress(a: Tensor, b: Tensor, r: int) -> tuple[Tensor, Tensor]:
 
 
 def overlap(a: Tensor, b: Tensor) -> float:
-    """Φ = ‖QᵀB‖²_F/k for Q an orthonormal basis of the span of a (d×k) and b orthonormal (d×k); of two random subspaces k/d.
+    """Φ = ‖QᵀB‖²_F/k for Q an orthonormal basis of the span of a (d×k) and b orthonormal (d×k); of
+    two random subspaces k/d.
 
     From the Gram matrix of a, whose k×k parts cost far less than a QR of a."""
     a, b = _work(a), _work(b)
@@ -138,8 +142,8 @@ def overlap(a: Tensor, b: Tensor) -> float:
 
 
 def explained(actual: Tensor, mapped: Tensor) -> float:
-    """R² of `mapped` (N×d) for `actual` (N×d) on the same samples, both centred and the best scalar allowed: the squared
-    correlation, 0 at chance. A scalar is what the gain decides."""
+    """R² of `mapped` (N×d) for `actual` (N×d) on the same samples, both centred and the best scalar
+    allowed: the squared correlation, 0 at chance. A scalar is what the gain decides."""
     x, y = actual.double() - actual.double().mean(0), mapped.double() - mapped.double().mean(0)
     return float(
         (x * y).sum().clamp_min(0).square()

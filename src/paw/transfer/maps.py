@@ -1,12 +1,13 @@
-"""A linear map kept as factors, applied to thin matrices only: never a d×d product where two thin ones do."""
+"""A linear map kept as factors, applied to thin matrices only: never a d×d product where two thin
+ones do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class LinearMap(Protocol):
@@ -42,15 +43,20 @@ class Eye:
     columns: int
 
     def right(self, a: Tensor) -> Tensor:
-        return torch.nn.functional.pad(a[:, : self.columns], (0, max(0, self.columns - self.rows)))
+        from torch.nn.functional import pad
+
+        return pad(a[:, : self.columns], (0, max(0, self.columns - self.rows)))
 
     def left(self, b: Tensor) -> Tensor:
-        return torch.nn.functional.pad(b[: self.rows], (0, 0, 0, max(0, self.rows - self.columns)))
+        from torch.nn.functional import pad
+
+        return pad(b[: self.rows], (0, 0, 0, max(0, self.rows - self.columns)))
 
 
 @dataclass(frozen=True)
 class Maps:
-    """What a method chooses for a pair of modules: x_s ≈ T_in·x_t (n_s×n_t) and y_t ≈ T_out·y_s (m_t×m_s)."""
+    """What a method chooses for a pair of modules: x_s ≈ T_in·x_t (n_s×n_t) and y_t ≈ T_out·y_s
+    (m_t×m_s)."""
 
     t_in: LinearMap
     t_out: LinearMap

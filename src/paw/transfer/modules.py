@@ -1,4 +1,4 @@
-"""Which module of the source goes to which of the target, by name: layers, roles, and the spaces they share.
+"""Modules by their names: layers, roles, and the spaces that modules of two models share.
 
 Imports no torch: a plan is made from names and shapes alone.
 """
@@ -16,8 +16,9 @@ LAYER = re.compile(r".*\blayers\.(\d+)\..*?(\w+)")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a space can be seen: at the input (`in`) or output (`out`) of the module with a role; a layer's `update` is the
-    difference of both, and `stream` the residual stream that enters the norm before it."""
+    """Where a space can be seen: at the input (`in`) or output (`out`) of the module with a role; a
+    layer's `update` is the difference of both, and `stream` the residual stream that enters the
+    norm before it."""
 
     role: str
     side: str
@@ -44,8 +45,9 @@ STREAM = (
     Place("down_proj", "out"),
 )
 
-# q, k, v share their input, gate and up too. gate and up have more outputs than inputs, so their outputs do not identify
-# a map; the neurons behind the activation, which enter down_proj, have full rank and do.
+# q, k, v share their input, gate and up too. gate and up have more outputs than inputs, so their
+# outputs do not identify a map; the neurons behind the activation, which enter down_proj, have full
+# rank and do.
 ROLES = {
     "q_proj": Role(Place("q_proj", "in"), Place("q_proj", "out")),
     "k_proj": Role(Place("q_proj", "in"), Place("k_proj", "out")),
@@ -58,11 +60,13 @@ ROLES = {
 
 UPDATE = Place("layer", "update")  # what a layer adds to the residual stream
 BASIS = 320  # singular vectors kept a side, unless transfer.basis says otherwise
-HELD = 512  # positions on which maps are judged, at most; of texts that they are not fitted on
+# Positions on which maps are judged, at most; of texts that they are not fitted on.
+HELD = 512
 
 # A space of a model: layer and place. A matching: (source layer, target layer).
 Space = tuple[int, Place]
 Layers = Sequence[tuple[int, int]]
+Names = Sequence[tuple[str, str]]  # of module pairs: source, target
 
 
 def layer_of(name: str) -> tuple[int, str]:
@@ -74,8 +78,8 @@ def layer_of(name: str) -> tuple[int, str]:
     match = LAYER.fullmatch(name)
     if not match or match[2] not in ROLES:
         raise TransferError(
-            f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a layer). "
-            "Train the adapter on those: adapter.target_modules."
+            f"{name}: is none of the modules that can be transferred ({', '.join(ROLES)} of a "
+            "layer). Train the adapter on those: adapter.target_modules."
         )
     return int(match[1]), match[2]
 
@@ -88,8 +92,8 @@ def layer_module(name: str) -> str:
 
 
 def basis_size(smallest: int, most: int) -> int:
-    """How many singular vectors to keep where nobody says: at most half of the smallest dimension, for the more of a space
-    two subspaces fill, the less their overlap says."""
+    """How many singular vectors to keep where nobody says: at most half of the smallest dimension,
+    for the more of a space two subspaces fill, the less their overlap says."""
     return max(1, min(most, smallest // 2))
 
 
@@ -102,50 +106,11 @@ def by_layer(names: Iterable[str]) -> dict[int, dict[str, str]]:
             roles = out.setdefault(int(match[1]), {})
             if match[2] in roles:
                 raise TransferError(
-                    f"{name}: layer {match[1]} has several {match[2]}; mixtures of experts cannot be transferred."
+                    f"{name}: layer {match[1]} has several {match[2]}; mixtures of experts cannot "
+                    "be transferred."
                 )
             roles[match[2]] = name
     return out
-
-
-def proportional(source: int, target: int) -> Layers:
-    """Every target layer takes the source layer of the same relative depth."""
-    return [(round(t * (source - 1) / max(1, target - 1)), t) for t in range(target)]
-
-
-def by_index(source: int, target: int) -> Layers:
-    """The same number; what one model has more stays out."""
-    return [(i, i) for i in range(min(source, target))]
-
-
-def aligned(similarity: Sequence[Sequence[float]]) -> Layers:
-    """The order-preserving one-to-one matching of the largest total similarity (target layers × source layers), by the
-    dynamic programme of Needleman and Wunsch with free gaps; the deeper model's surplus stays out."""
-    rows, columns = len(similarity), len(similarity[0])
-    best = [[0.0] * (columns + 1) for _ in range(rows + 1)]
-    for t in range(rows):
-        for s in range(columns):
-            best[t + 1][s + 1] = max(best[t][s + 1], best[t + 1][s], best[t][s] + similarity[t][s])
-    out, t, s = [], rows, columns
-    while t and s:
-        if best[t][s] == best[t - 1][s]:
-            t -= 1
-        elif best[t][s] == best[t][s - 1]:
-            s -= 1
-        else:
-            t, s = t - 1, s - 1
-            out.append((s, t))
-    return out[::-1]
-
-
-def spread(layers: Layers, source: int, target: int) -> Layers:
-    """With the layers that a matching left out: each joins the partner of the nearest that was matched."""
-    out = set(layers)
-    for t in set(range(target)) - {t for _, t in layers}:
-        out.add((min(layers, key=lambda pair: abs(pair[1] - t))[0], t))
-    for s in set(range(source)) - {s for s, _ in layers}:
-        out.add((s, min(layers, key=lambda pair: abs(pair[0] - s))[1]))
-    return sorted(out, key=lambda pair: pair[::-1])
 
 
 def pair_names(
@@ -154,7 +119,8 @@ def pair_names(
     layers: Layers,
     roles: Sequence[str] = (),
 ) -> list[tuple[str, str]]:
-    """(source module, target module) of matched layers for every target module whose twin the adapter has.
+    """(source module, target module) of matched layers for every target module whose twin the
+    adapter has.
 
     Args:
         roles: the only ones that are paired; empty means all.
@@ -168,7 +134,8 @@ def pair_names(
         twins = {place: name for place, name in twins.items() if place[1] in roles}
         if not twins:
             raise TransferError(
-                f"transfer.modules={list(roles)}: the adapter has none of these. It has: {', '.join(have)}."
+                f"transfer.modules={list(roles)}: the adapter has none of these. "
+                f"It has: {', '.join(have)}."
             )
     pairs = [
         (twins[s, role], name)
@@ -196,7 +163,8 @@ def shared_spaces(pairs: Sequence[tuple[str, str]]) -> list[tuple[Space, Space]]
 def all_pairs(
     source: Mapping[int, Mapping[str, str]], target: Mapping[int, Mapping[str, str]], layers: Layers
 ) -> list[tuple[str, str]]:
-    """Every (source module, target module) of the same role in matched layers, whatever an adapter holds."""
+    """Every (source module, target module) of the same role in matched layers, whatever an adapter
+    holds."""
     return pair_names(
         [name for roles in source.values() for name in roles.values()], target, layers
     )
@@ -207,7 +175,8 @@ def moments_bytes(
     shapes_s: Mapping[str, Sequence[int]],
     shapes_t: Mapping[str, Sequence[int]],
 ) -> int:
-    """The size of what is kept (float32) of all spaces that these pairs share: cross products, both Grams, positions held out."""
+    """The size of what is kept (float32) of all spaces that these pairs share: cross products, both
+    Grams, positions held out."""
     seen_s, seen_t = by_layer(shapes_s), by_layer(shapes_t)
 
     def width(

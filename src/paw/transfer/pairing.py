@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from paw.errors import TransferError
 from paw.models.adapters import Factors
 from paw.models.layout import Heads
-from paw.transfer import linalg
-from paw.transfer.linalg import Basis
 from paw.transfer.modules import BASIS, ROLES, Place, Role, basis_size, layer_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paw.transfer.linalg import Basis
 
 
 @dataclass
 class Site:
-    """Two spaces seen at the same text positions, as second moments (uncentred, divided by the count).
+    """Two spaces seen at the same text positions, as second moments (uncentred, divided by the
+    count).
 
-    cross: n_s×n_t, gram_s: n_s×n_s, gram_t: n_t×n_t, float32. Shared by the modules that share the space, so that a map
-    is computed once. held_s: N×n_s and held_t: N×n_t are positions of texts that the moments have not seen (N may be 0).
+    cross: n_s×n_t, gram_s: n_s×n_s, gram_t: n_t×n_t, float32. Shared by the modules that share the
+    space, so that a map is computed once. held_s: N×n_s and held_t: N×n_t are positions of texts
+    that the moments have not seen (N may be 0).
     """
 
     cross: Tensor
@@ -35,7 +38,9 @@ class Site:
     @cached_property
     def procrustes(self) -> Tensor:
         """polar(C_st), n_s×n_t: x_s ≈ T·x_t, and its transpose the other way."""
-        return linalg.polar(self.cross)
+        from paw.transfer.linalg import polar
+
+        return polar(self.cross)
 
     def ridge_to_source(self, penalty: float | None) -> Tensor:
         """C_st(C_tt + λI)⁻¹, n_s×n_t; λ None is chosen on the positions held out."""
@@ -61,14 +66,15 @@ class Site:
 
 
 def _ridge(cross: Tensor, gram: Tensor, penalty: float | None, x: Tensor, y: Tensor) -> Tensor:
-    return linalg.ridge(
-        cross, gram, linalg.best_penalty(cross, gram, x, y) if penalty is None else penalty
-    )
+    from paw.transfer.linalg import best_penalty, ridge
+
+    return ridge(cross, gram, best_penalty(cross, gram, x, y) if penalty is None else penalty)
 
 
 @dataclass
 class Side:
-    """A module of one of the two models. Its weight is read, and its basis found, when first asked for."""
+    """A module of one of the two models. Its weight is read, and its basis found, when first asked
+    for."""
 
     name: str
     shape: tuple[int, int]
@@ -87,7 +93,8 @@ class Side:
 
 @dataclass
 class Pair:
-    """One module of the source and one of the target, and the spaces that two of their layers were seen to share.
+    """One module of the source and one of the target, and the spaces that two of their layers were
+    seen to share.
 
     k is the number of singular vectors a side.
     """
@@ -98,9 +105,7 @@ class Pair:
     basis: int | None = None
     heads: tuple[Heads, Heads] | None = None
     residual: Site | None = None  # both residual streams, by the embeddings of shared tokens
-    adapter: Factors | None = (
-        None  # the source module's own, for methods that look at what is moved
-    )
+    adapter: Factors | None = None  # the source module's own, for methods that look at it
 
     def __post_init__(self) -> None:
         self.source.k = self.target.k = self.k
@@ -127,7 +132,8 @@ class Pair:
         """What was seen of a space of the two layers, for methods that declared they need text."""
         if place not in self.sites:
             raise TransferError(
-                "transfer.evidence: this method needs activations. Remove the transfer.evidence override."
+                "transfer.evidence: this method needs activations. Remove the transfer.evidence "
+                "override."
             )
         return self.sites[place]
 
@@ -135,6 +141,7 @@ class Pair:
         """For methods that map nothing."""
         if self.source.shape != self.target.shape:
             raise TransferError(
-                f"transfer={method}: {self.source.name} is {self.source.shape} and {self.target.name} {self.target.shape}, but it takes "
-                "equal shapes only. Use a method that maps one space to another, such as procrustes or cross_lora."
+                f"transfer={method}: {self.source.name} is {self.source.shape} and "
+                f"{self.target.name} {self.target.shape}, but it takes equal shapes only. Use a "
+                "method that maps one space to another, such as procrustes or cross_lora."
             )

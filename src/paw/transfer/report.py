@@ -1,4 +1,5 @@
-"""What a transfer did, module by module: report.json, report.md and report.png beside the adapter."""
+"""What a transfer did, module by module: report.json, report.md and report.png beside the
+adapter."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from paw.store import Input, write_text
 from paw.text import markdown_table
-from paw.transfer.match import MATRIX
+from paw.transfer.layers import similarities
 from paw.transfer.modules import ROLES, layer_of
 from paw.transfer.verdict import mean
 
@@ -44,9 +45,7 @@ def write_report(
     """
     data, text, picture = (out / name for name in REPORT)
     write_text(data, json.dumps({**result, "modules": rows}, indent=1))
-    drawn = _draw(
-        picture, rows, json.loads((match.path / MATRIX).read_text()) if match else None, layers
-    )
+    drawn = _draw(picture, rows, similarities(match) if match else None, layers)
     by_role = {role: [r for r in rows if layer_of(r["target"])[1] == role] for role in ROLES}
     cells = [
         [role, str(len(found)), *(_cell(mean(found, key)) for key in COLUMNS)]
@@ -58,8 +57,8 @@ def write_report(
     said = [
         f"# Transfer by {result['method']}",
         f"**{result['feasibility']}**: {result['why']}",
-        f"{result['target_modules']} modules, {result['coverage']:.0%} of the adapter's and {result['target_coverage']:.0%} of the "
-        "target's. Means of the modules of a role:",
+        f"{result['target_modules']} modules, {result['coverage']:.0%} of the adapter's and "
+        f"{result['target_coverage']:.0%} of the target's. Means of the modules of a role:",
         markdown_table([["role", "modules", *COLUMNS.values()], *cells]),
         *gate,
         *_left(result["left"]),
@@ -79,11 +78,12 @@ def _left(left: Mapping[str, int]) -> list[str]:
 
 
 NOTES = (
-    "Similarity: how much of the target's top singular subspaces the source's fill once mapped (1 by construction where "
-    "singular vectors are paired with each other); Φ: the same of the weights as they are, where shapes agree; of weights: "
-    "‖U_sᵀU_t‖²/k², the smaller width filled up with zeros. Energy kept: "
-    "‖T_out ΔW T_in‖² / ‖ΔW‖², before the gain. R²: variance explained by the maps on positions held out of the fit, the best "
-    "scalar allowed; 0 is chance. A row a module: report.json."
+    "Similarity: how much of the target's top singular subspaces the source's fill once mapped "
+    "(1 by construction where singular vectors are paired with each other); Φ: the same of the "
+    "weights as they are, where shapes agree; of weights: ‖U_sᵀU_t‖²/k², the smaller width filled "
+    "up with zeros. Energy kept: ‖T_out ΔW T_in‖² / ‖ΔW‖², before the gain. R²: variance explained "
+    "by the maps on positions held out of the fit, the best scalar allowed; 0 is chance. "
+    "A row a module: report.json."
 )
 
 
@@ -97,8 +97,8 @@ def _draw(
     matrix: dict[str, Any] | None,
     layers: Sequence[tuple[int, int]],
 ) -> bool:
-    """The similarity of all layers above chance with the matched ones marked; energy kept, and R² of the maps, by module.
-    False where a method has none of it to show."""
+    """The similarity of all layers above chance with the matched ones marked; energy kept, and R²
+    of the maps, by module. False where a method has none of it to show."""
     from matplotlib.figure import Figure
 
     shown = [key for key in ("kept_energy", "r2_in", "r2_out") if mean(rows, key) is not None]

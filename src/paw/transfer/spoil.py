@@ -1,27 +1,34 @@
-"""Stage `spoil`: a transferred adapter made a placebo, by one of the methods that are none (random, negated)."""
+"""Stage `spoil`: a transferred adapter made a placebo, by a method that spoils results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from paw.models.adapters import Factors, made_for, read_adapter, read_config, stamp, write_adapter
+from paw.models.adapters import Factors, birth, read_adapter, read_config, stamp, write_adapter
 from paw.store import Input, Stage, Watch
+from paw.transfer.methods import Placebo, method_named
 
-STAGE = Stage("spoil", "1", "paw.transfer.spoil:spoil")
 
-
-@dataclass
+@dataclass(kw_only=True)
 class SpoilStage:
     method: str
     seed: int
 
 
-def spoil(
-    config: SpoilStage, inputs: Mapping[str, Input], out: Path, watch: Watch
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class SpoilResult:
+    method: str
+    target_modules: int
+    of: str = ""  # the method whose result is spoilt
+    coverage: float | None = None  # of that: share of the source adapter's modules that were used
+
+    def __str__(self) -> str:
+        return f"{self.target_modules} modules"
+
+
+def spoil(config: SpoilStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> SpoilResult:
     """
     Args:
         inputs: `adapter`, which a real method moved to the target.
@@ -30,22 +37,30 @@ def spoil(
     """
     import torch
 
-    from paw.transfer.methods import Placebo, method_named
-
     placebo, real = method_named(config.method), inputs["adapter"]
     assert isinstance(placebo, Placebo)
+    assert placebo.spoil is not None
     generator = torch.Generator().manual_seed(config.seed)
     modules = {
         name: Factors(*placebo.spoil(f.a, f.b, generator))
         for name, f in sorted(read_adapter(real.path).items())
     }
     write_adapter(out, modules, read_config(real.path).get("base_model_name_or_path"))
+    said = birth(real.path)
     stamp(
         out,
-        made_for(real.path) or "",
+        said["base"],
         made_by="spoil",
         method=config.method,
         seed=config.seed,
         adapter=real.fingerprint,
     )
-    return {"method": config.method, "target_modules": len(modules)}
+    return SpoilResult(
+        method=config.method,
+        target_modules=len(modules),
+        of=said["figures"]["method"],
+        coverage=said["figures"]["coverage"],
+    )
+
+
+STAGE = Stage("spoil", "2", "paw.transfer.spoil:spoil", config=SpoilStage, result=SpoilResult)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-RELATED = 0.5  # of the way from chance to the same subspaces: bases of one origin are far above, others at 0
-ALIGNED = 0.2  # held-out R² of the maps, mean of modules; see docs/methods.md for what pairs show
+# Of the way from chance to the same subspaces: bases of one origin are far above, others at 0.
+RELATED = 0.5
+# Held-out R² of the maps, mean of modules; see docs/methods.md for what pairs show.
+ALIGNED = 0.2
 
 
 def mean(rows: Sequence[Mapping[str, Any]], key: str) -> float | None:
@@ -28,36 +30,33 @@ def feasibility(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
             "The two models' weights are of different shapes, so they do not compare as they are."
         )
     else:
-        related = (phi - chance) / (1 - chance) >= RELATED
         said.append(
-            f"The weights' top singular subspaces overlap by {phi:.2f} where chance is {chance:.2f}."
+            f"The weights' top singular subspaces overlap by {phi:.2f} where chance is "
+            f"{chance:.2f}."
         )
-        if related:
-            return "copy", " ".join(
-                [
-                    *said,
-                    "The models are related: the adapter as it is (transfer=copy) is the thing to beat.",
-                ]
-            )
+        if (phi - chance) / (1 - chance) >= RELATED:
+            return _verdict("copy", said, COPY)
     if into is None or out is None:
-        said.append(
-            "No text was run, so whether the maps carry activations over is not known: a method that looks at text would tell."
-        )
-        return "unknown", " ".join(said)
+        return _verdict("unknown", said, UNKNOWN)
     said.append(
-        f"On positions held out of the fit the maps explain {into:.2f} of the variance of what enters the modules and {out:.2f} of what "
-        "leaves them (0 is chance)."
+        f"On positions held out of the fit the maps explain {into:.2f} of the variance of what "
+        f"enters the modules and {out:.2f} of what leaves them (0 is chance)."
     )
-    if min(into, out) >= ALIGNED:
-        return "align", " ".join(
-            [
-                *said,
-                "There is something to align: the evaluation will show how much of the gain it carries.",
-            ]
-        )
-    return "retrain", " ".join(
-        [
-            *said,
-            "That is little to build on: expect a small part of the gain at best, and train on the target if its data are at hand.",
-        ]
-    )
+    word, why = ("align", ALIGN) if min(into, out) >= ALIGNED else ("retrain", RETRAIN)
+    return _verdict(word, said, why)
+
+
+COPY = "The models are related: the adapter as it is (transfer=copy) is the thing to beat."
+UNKNOWN = (
+    "No text was run, so whether the maps carry activations over is not known: a method that looks "
+    "at text would tell."
+)
+ALIGN = "There is something to align: the evaluation will show how much of the gain it carries."
+RETRAIN = (
+    "That is little to build on: expect a small part of the gain at best, and train on the target "
+    "if its data are at hand."
+)
+
+
+def _verdict(word: str, said: list[str], why: str) -> tuple[str, str]:
+    return word, " ".join([*said, why])

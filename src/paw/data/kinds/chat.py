@@ -1,16 +1,14 @@
-"""Conversations (rows with messages of a role and a content), put into words by the model's own chat template.
+"""Conversations, put into words by the model's own chat template.
 
-The last message of the assistant is trained on and scored; what stands before it is its context, earlier answers included.
+Rows have messages of a role and a content. The last message of the assistant is trained on and
+scored; what stands before it is its context, earlier answers included.
 """
 
 from __future__ import annotations
 
 from paw.data.config import DatasetConfig
 from paw.data.example import Example, Row
-
-
-def normalise(row: Row) -> Row:
-    return row
+from paw.data.kinds import Kind
 
 
 def render(row: Row, dataset: DatasetConfig) -> Example:
@@ -19,3 +17,6 @@ def render(row: Row, dataset: DatasetConfig) -> Example:
     if last is None:
         raise TypeError("no message of the assistant")
     return Example(row["id"], (turns[:last],), (turns[last][1],), 0)
+
+
+KIND = Kind(render=render, written=True)

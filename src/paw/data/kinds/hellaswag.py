@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 from paw.data.example import Row
+from paw.data.kinds import Kind
 from paw.data.kinds.question import render
-
-__all__ = ["normalise", "render"]
 
 
 def normalise(row: Row) -> Row:
@@ -24,3 +23,6 @@ def clean(text: str) -> str:
     """WikiHow's marks removed; double blanks made single once, as the harness does."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
+
+
+KIND = Kind(render=render, normalise=normalise)

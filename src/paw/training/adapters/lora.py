@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from paw.config.adapters import LoraConfig
-from paw.training.adapters import Method, Setting, targets
+from paw.config.checks import within
+from paw.training.adapters import Method, Setting, TargetedConfig, targets
+
+
+@dataclass
+class LoraConfig(TargetedConfig):
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.1
+    rslora: bool = False  # scale α/√r instead of α/r
+    dora: bool = False  # direction and magnitude apart
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("adapter.r", self.r, 1, 4096)
+        within("adapter.alpha", self.alpha, 1, 65536)
+        within("adapter.dropout", self.dropout, 0, 0.99)
+
+    @property
+    def transferable(self) -> bool:
+        return not self.dora  # its magnitudes belong to the base's own weights
 
 
 def config(c: LoraConfig, setting: Setting) -> Any:
@@ -24,4 +44,4 @@ def config(c: LoraConfig, setting: Setting) -> Any:
     )
 
 
-METHOD = Method(config)
+METHOD = Method(schema=LoraConfig, config=config, shards=True)

@@ -1,14 +1,15 @@
-"""Prompt tuning (arXiv 2104.08691): learnt embeddings before every text, which start as those of tokens in the vocabulary.
+"""Prompt tuning (arXiv 2104.08691): learnt embeddings before every text, which start as those of
+tokens in the vocabulary.
 
-A random start is the usual cause of its poor name: on GSM8K it is the difference between 6 and 34 % (PEFT's comparison).
+A random start is the usual cause of its poor name: on GSM8K it is the difference between 6 and 34 %
+(PEFT's comparison).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from paw.config.adapters import VirtualTokensConfig
-from paw.training.adapters import Method, Setting
+from paw.training.adapters import Method, Setting, VirtualTokensConfig
 
 
 def config(c: VirtualTokensConfig, setting: Setting) -> Any:
@@ -22,4 +23,4 @@ def config(c: VirtualTokensConfig, setting: Setting) -> Any:
     )
 
 
-METHOD = Method(config)
+METHOD = Method(schema=VirtualTokensConfig, config=config)

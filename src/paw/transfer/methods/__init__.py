@@ -1,53 +1,83 @@
-"""One file per method. A method supplies two maps for a pair of modules and never builds an adapter itself; the few that
-correct themselves along the depth fit the target's factors instead.
+"""One file per method, which sets METHOD and needs torch only when it runs.
 
-A new method is one file here that sets METHOD, and one yaml in conf/transfer; if it has parameters of its own, also a
-dataclass in paw/cli/schema.py.
+A method supplies two maps for a pair of modules and never builds an adapter itself; the few that
+correct themselves along the depth fit the target's factors instead. A new method is one file here
+(or in a plugin's transfer/methods) and one yaml in conf/transfer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Generator, Tensor
-
-from paw.errors import TransferError, nearest
 from paw.models.adapters import Factors
+from paw.plugins import load
 from paw.store import Watch
-from paw.transfer.calibrate import Calibration
-from paw.transfer.maps import Maps
+from paw.transfer.config import PlaceboConfig, TransferConfig
+from paw.transfer.maps import Eye, Maps, Product
+from paw.transfer.model_pair import ModelPair
 from paw.transfer.modules import Layers
 from paw.transfer.pairing import Pair
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    MapsOf = Callable[[Pair, Any], Maps]
+    FitOf = Callable[[Mapping[str, Factors], ModelPair, Layers, Any, Watch], dict[str, Factors]]
+    Spoil = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+
+__all__ = [
+    "Eye",
+    "Fit",
+    "Maps",
+    "Method",
+    "Pair",
+    "Placebo",
+    "Product",
+    "TransferConfig",
+    "method_named",
+]
+METHODS = "transfer/methods"
 
 
 @dataclass(frozen=True)
 class Method:
     """`maps` gives T_in and T_out for a pair, and gets the method's configuration."""
 
-    maps: Callable[[Pair, Any], Maps]
+    maps: MapsOf
+    schema: type[TransferConfig] = TransferConfig
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A method that supplies no maps: `fit` gives the target's factors by module, from running both models on text."""
+    """A method that supplies no maps: `fit` gives the target's factors by module, from running
+    both models on text."""
 
-    fit: Callable[[Mapping[str, Factors], Calibration, Layers, Any, Watch], dict[str, Factors]]
+    fit: FitOf
+    schema: type[TransferConfig] = TransferConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Placebo:
-    """What spoils another method's result: `spoil` destroys a module's finished factors (A: r×n, B: m×r) but for what it matches."""
+    """A control that does what a method does but for what it spoils: the finished factors of each
+    module (`spoil`, of A: r×n and B: m×r), the pairing of the text's positions (`shuffles`), or
+    the maps (`maps`)."""
 
-    spoil: Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
+    drawn: bool  # differs from draw to draw
+    spoil: Spoil | None = None
+    shuffles: bool = False
+    maps: MapsOf | None = None
+    # Whether it says anything of a method, and why not of the others.
+    applies: Callable[[TransferConfig], bool] = lambda real: True
+    otherwise: str = ""
+    schema: type[TransferConfig] = PlaceboConfig
 
 
 def method_named(name: str) -> Method | Fit | Placebo:
-    known = [p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__"]
-    if name not in known:
-        raise TransferError(f"transfer.method: no method {name!r}." + nearest(name, known))
-    found: Method | Fit | Placebo = import_module(f"paw.transfer.methods.{name}").METHOD
+    """
+    Raises:
+        ConfigError: where there is no file of that name.
+    """
+    found: Method | Fit | Placebo = load(METHODS, name, "transfer.method").METHOD
     return found

@@ -1,11 +1,9 @@
-"""The factors as they are: between bases of equal shapes, and honest only where they are related ("trivial baselines")."""
+"""The factors as they are: between bases of equal shapes, and honest only where they are related
+("trivial baselines")."""
 
 from __future__ import annotations
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Eye, Maps
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Eye, Maps, Method, Pair, TransferConfig
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:

@@ -1,12 +1,9 @@
-"""Both subspaces in turn: T_in = V_s V_sᵀ V_t V_tᵀ, T_out = U_t U_tᵀ U_s U_sᵀ, where the widths agree; a side whose widths
-differ is paired as cross_lora pairs it."""
+"""Both subspaces in turn: T_in = V_s V_sᵀ V_t V_tᵀ, T_out = U_t U_tᵀ U_s U_sᵀ, where the widths
+agree; a side whose widths differ is paired as cross_lora pairs it."""
 
 from __future__ import annotations
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Maps, Product
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Maps, Method, Pair, Product, TransferConfig
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:

@@ -1,24 +1,26 @@
-"""The projection of the source systems' notes: the adapter's own singular subspaces against those of the target's base.
+"""The projection of the source systems' notes: the adapter's own singular subspaces against those
+of the target's base.
 
-Of ΔW_s = U_a Σ V_aᵀ (rank r, at most 16 directions) and the target's top r singular vectors U_t, V_t:
+Of ΔW_s = U_a Σ V_aᵀ (rank r, at most 16 directions) and the target's top r singular vectors U_t,
+V_t:
 
-    T_in = V_t V_tᵀ        T_out = U_t U_tᵀ            where the two models' widths agree
-    T_in = V_a V_tᵀ        T_out = U_t U_aᵀ            elsewhere: the i-th of one paired with the i-th of the other
+    T_in = V_t V_tᵀ      T_out = U_t U_tᵀ      where the two models' widths agree
+    T_in = V_a V_tᵀ      T_out = U_t U_aᵀ      elsewhere: the i-th of one with the i-th of the other
 
-The first is the Frobenius-nearest ΔW_t in those subspaces. Kept at the adapter's rank. `frobenius` looks at the two bases'
-subspaces instead, and at many more directions.
+The first is the Frobenius-nearest ΔW_t in those subspaces. Kept at the adapter's rank. `frobenius`
+looks at the two bases' subspaces instead, and at many more directions.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
-from paw.models.adapters import Factors
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Maps, Product
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Maps, Method, Pair, Product, TransferConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paw.models.adapters import Factors
 
 MOST = 16  # directions
 
@@ -35,8 +37,10 @@ def maps(pair: Pair, config: TransferConfig) -> Maps:
 
 
 def _subspaces(adapter: Factors, r: int) -> tuple[Tensor, Tensor]:
-    """The top r singular vectors of B·A (U: m×r, V: n×r), by QR of both factors; each pair's sign makes the largest entry of
-    its left vector positive."""
+    """The top r singular vectors of B·A (U: m×r, V: n×r), by QR of both factors; each pair's sign
+    makes the largest entry of its left vector positive."""
+    import torch
+
     q_b, r_b = torch.linalg.qr(adapter.b.double())
     q_a, r_a = torch.linalg.qr(adapter.a.double().T)
     x, _, yh = torch.linalg.svd(r_b @ r_a.T)

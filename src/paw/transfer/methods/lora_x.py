@@ -1,11 +1,9 @@
-"""LoRA-X (arXiv 2501.16559): kept is what lies in the target's top singular subspaces, T_in = V_t V_tᵀ, T_out = U_t U_tᵀ."""
+"""LoRA-X (arXiv 2501.16559): kept is what lies in the target's top singular subspaces,
+T_in = V_t V_tᵀ, T_out = U_t U_tᵀ."""
 
 from __future__ import annotations
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Maps, Product
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Maps, Method, Pair, Product, TransferConfig
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:

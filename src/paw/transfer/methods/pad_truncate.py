@@ -1,11 +1,9 @@
-"""Factors cut, or filled with zeros, to the target's shape: T_in = [I 0], T_out = [I; 0]. What PAW's last commit does."""
+"""Factors cut, or filled with zeros, to the target's shape: T_in = [I 0], T_out = [I; 0]. What
+PAW's last commit does."""
 
 from __future__ import annotations
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Eye, Maps
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Eye, Maps, Method, Pair, TransferConfig
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:

@@ -1,52 +1,41 @@
-"""As procrustes on the residual stream and the neurons; attention head by head, which is what rotary embeddings permit.
+"""As procrustes on the residual stream and the neurons; attention head by head, which is what
+rotary embeddings permit.
 
-A map of queries or keys must commute with every rotation: one complex number per frequency pair (i, i + dim/2), fitted by
-least squares. Values, and what enters o_proj, take one orthogonal map a head. Key-value groups are assigned first, by the
-coherence of their keys and values, then query heads inside a group; frequencies pair with the nearest of the other model.
+A map of queries or keys must commute with every rotation: one complex number per frequency pair
+(i, i + dim/2), fitted by least squares. Values, and what enters o_proj, take one orthogonal map a
+head. Key-value groups are assigned first, by the coherence of their keys and values, then query
+heads inside a group; frequencies pair with the nearest of the other model.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from paw.transfer.methods import Maps, Method, Pair, Product, TransferConfig
+from paw.transfer.modules import ROLES
 
-from paw.models.layout import Heads
-from paw.transfer.config import TransferConfig
-from paw.transfer.linalg import polar
-from paw.transfer.maps import Maps, Product
-from paw.transfer.methods import Method
-from paw.transfer.modules import Place
-from paw.transfer.pairing import Pair
+if TYPE_CHECKING:
+    from torch import Tensor
 
-QUERIES, KEYS, VALUES, MIXED = (
-    Place("q_proj", "out"),
-    Place("k_proj", "out"),
-    Place("v_proj", "out"),
-    Place("o_proj", "in"),
-)
+    from paw.models.layout import Heads
+    from paw.transfer.modules import Place
+
+QUERIES, KEYS, VALUES = (ROLES[role].writes for role in ("q_proj", "k_proj", "v_proj"))
+MIXED = ROLES["o_proj"].reads
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:
-    role = pair.role
-    if MIXED not in (role.reads, role.writes) and role.writes not in (QUERIES, KEYS, VALUES):
-        return Maps(Product((pair.reads.procrustes,)), Product((pair.writes.procrustes.T,)))
-    chosen = _assignment(pair)
-    if role.writes in (QUERIES, KEYS):
-        groups = chosen.query if role.writes == QUERIES else chosen.keyvalue
-        return Maps(
-            Product((pair.reads.procrustes,)), Product((_rotary(pair, role.writes, groups),))
-        )
-    if role.writes == VALUES:
-        return Maps(
-            Product((pair.reads.procrustes,)),
-            Product((_orthogonal(pair, VALUES, chosen.keyvalue).T,)),
-        )
-    return Maps(
-        Product((_orthogonal(pair, MIXED, chosen.query),)), Product((pair.writes.procrustes.T,))
-    )
+    reads, writes = pair.role.reads, pair.role.writes
+    if writes in (QUERIES, KEYS):
+        into, out = pair.reads.procrustes, _rotary(pair, writes)
+    elif writes == VALUES:
+        into, out = pair.reads.procrustes, _orthogonal(pair, VALUES).T
+    elif reads == MIXED:
+        into, out = _orthogonal(pair, MIXED), pair.writes.procrustes.T
+    else:
+        into, out = pair.reads.procrustes, pair.writes.procrustes.T
+    return Maps(Product((into,)), Product((out,)))
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,9 @@ class Assignment:
 
     query: list[int]
     keyvalue: list[int]
+
+    def of(self, place: Place) -> list[int]:
+        return self.query if place in (QUERIES, MIXED) else self.keyvalue
 
 
 def _assignment(pair: Pair) -> Assignment:
@@ -69,16 +61,15 @@ def _assign(pair: Pair) -> Assignment:
     groups = _best(keys + values)
     chosen = []
     for group, twin in enumerate(groups):
-        rows, columns = (
-            slice(group * t.shared, (group + 1) * t.shared),
-            slice(twin * s.shared, (twin + 1) * s.shared),
-        )
+        rows = slice(group * t.shared, (group + 1) * t.shared)
+        columns = slice(twin * s.shared, (twin + 1) * s.shared)
         chosen += [twin * s.shared + head for head in _best(queries[rows, columns])]
     return Assignment(chosen, groups)
 
 
 def _best(score: Tensor) -> list[int]:
-    """The column of every row for the largest total; columns repeat evenly where there are fewer of them."""
+    """The column of every row for the largest total; columns repeat evenly where there are fewer of
+    them."""
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = score.shape
@@ -93,8 +84,10 @@ def _heads(pair: Pair) -> tuple[Heads, Heads]:
 
 
 def _blocks(pair: Pair, place: Place) -> tuple[Tensor, Tensor, Tensor]:
-    """The cross moments of every head of the source with every one of the target (h_s×h_t×d_s×d_t), and both Grams' own
-    blocks (h×d×d)."""
+    """The cross moments of every head of the source with every one of the target
+    (h_s×h_t×d_s×d_t), and both Grams' own blocks (h×d×d)."""
+    import torch
+
     (s, t), site = _heads(pair), pair.site(place)
     cross = site.cross.reshape(-1, s.dim, len(site.gram_t) // t.dim, t.dim).transpose(1, 2)
     own = []
@@ -105,7 +98,10 @@ def _blocks(pair: Pair, place: Place) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _coherence(pair: Pair, place: Place) -> Tensor:
-    """How much of a target head (row) the best admissible map of a source head (column) explains, 0 to 1."""
+    """How much of a target head (row) the best admissible map of a source head (column) explains,
+    0 to 1."""
+    import torch
+
     cross, gram_s, gram_t = _blocks(pair, place)
     energy = torch.outer(_trace(gram_s), _trace(gram_t)).sqrt().clamp_min(1e-30)
     if place == VALUES:
@@ -121,8 +117,10 @@ def _trace(blocks: Tensor) -> Tensor:
 
 
 def _numbers(pair: Pair, cross: Tensor, gram_s: Tensor) -> tuple[Tensor, Tensor]:
-    """E[conj(x) y] of every pair of heads and target frequency, with the source's nearest frequency (h_s×h_t×dim_t/2), and
-    E|x|² (h_s×dim_t/2)."""
+    """E[conj(x) y] of every pair of heads and target frequency, with the source's nearest frequency
+    (h_s×h_t×dim_t/2), and E|x|² (h_s×dim_t/2)."""
+    import torch
+
     half_s, half_t, near = _frequencies(pair)
     i, j = near, torch.arange(half_t, device=cross.device)
     real = cross[..., i, j] + cross[..., i + half_s, j + half_t]
@@ -132,6 +130,9 @@ def _numbers(pair: Pair, cross: Tensor, gram_s: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _frequencies(pair: Pair) -> tuple[int, int, Tensor]:
+    """Half of both heads' dimensions, and of every target frequency the source's nearest."""
+    import torch
+
     s, t = _heads(pair)
     half_s, half_t = s.dim // 2, t.dim // 2
     logs: Any = [
@@ -142,8 +143,12 @@ def _frequencies(pair: Pair) -> tuple[int, int, Tensor]:
     return half_s, half_t, near.to(pair.site(KEYS).cross.device)
 
 
-def _rotary(pair: Pair, place: Place, chosen: list[int]) -> Tensor:
-    """T_out (m_t×m_s) of complex numbers, y_t ≈ c·y_s: real part and imaginary part of pair (i, i + dim/2)."""
+def _rotary(pair: Pair, place: Place) -> Tensor:
+    """T_out (m_t×m_s) of complex numbers, y_t ≈ c·y_s: real part and imaginary part of pair
+    (i, i + dim/2)."""
+    import torch
+
+    chosen = _assignment(pair).of(place)
     (s, t), (cross, gram_s, _) = _heads(pair), _blocks(pair, place)
     half_s, half_t, near = _frequencies(pair)
     number, power = _numbers(pair, cross, gram_s)
@@ -157,8 +162,12 @@ def _rotary(pair: Pair, place: Place, chosen: list[int]) -> Tensor:
     return out.reshape(len(chosen) * t.dim, -1)
 
 
-def _orthogonal(pair: Pair, place: Place, chosen: list[int]) -> Tensor:
-    """x_s ≈ T x_t (n_s×n_t) with one orthogonal block a head; a source head that serves several takes their mean."""
+def _orthogonal(pair: Pair, place: Place) -> Tensor:
+    """x_s ≈ T x_t (n_s×n_t) with one orthogonal block a head; a source head that serves several
+    takes their mean."""
+    from paw.transfer.linalg import polar
+
+    chosen = _assignment(pair).of(place)
     (s, t), (cross, _, _) = _heads(pair), _blocks(pair, place)
     out = cross.new_zeros(cross.shape[0], s.dim, len(chosen), t.dim)
     for head, twin in enumerate(chosen):

@@ -1,16 +1,18 @@
-"""ProLoRA (arXiv 2506.04244) for one pair of modules: what lies in the source's top singular subspace goes into the target's,
-what lies outside stays outside. T_in = P_s P_t + (I − P_s)(I − P_t) with P = V Vᵀ, and likewise for outputs."""
+"""ProLoRA (arXiv 2506.04244) for one pair of modules: what lies in the source's top singular
+subspace goes into the target's, what lies outside stays outside.
+
+    T_in = P_s P_t + (I − P_s)(I − P_t)   with P = V Vᵀ, and likewise for outputs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from paw.transfer.methods import Maps, Method, Pair, TransferConfig
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Maps
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

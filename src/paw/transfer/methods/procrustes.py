@@ -1,15 +1,13 @@
-"""Orthogonal maps between activations at the same text positions: T_in = polar(C_st), T_out = polar(C_ts).
+"""Orthogonal maps between activations at the same text positions: T_in = polar(C_st),
+T_out = polar(C_ts).
 
-Schönemann 1966; uncentred, since the mean direction carries much of an adapter's effect. Orthogonal maps keep norms, so
-noise in the statistics does not shrink the adapter as a regression does.
+Schönemann 1966; uncentred, since the mean direction carries much of an adapter's effect. Orthogonal
+maps keep norms, so noise in the statistics does not shrink the adapter as a regression does.
 """
 
 from __future__ import annotations
 
-from paw.transfer.config import TransferConfig
-from paw.transfer.maps import Maps, Product
-from paw.transfer.methods import Method
-from paw.transfer.pairing import Pair
+from paw.transfer.methods import Maps, Method, Pair, Product, TransferConfig
 
 
 def maps(pair: Pair, config: TransferConfig) -> Maps:

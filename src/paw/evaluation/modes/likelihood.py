@@ -1,0 +1,95 @@
+"""evaluate.mode=likelihood: the choice of the highest log-likelihood is the answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from paw.data.example import Example
+from paw.data.tokenise import Encoded, encode
+from paw.evaluation import plan
+from paw.evaluation.modes import Asking
+from paw.evaluation.records import Record, require_finite
+from paw.evaluation.result import EvaluateResult
+from paw.evaluation.statistics import accuracy, f1
+
+
+def form(kind: str) -> str:
+    return "likelihood"
+
+
+def answer(asking: Asking) -> list[Record]:
+    return scored(asking, *encoded(asking))
+
+
+def encoded(asking: Asking, writes: int = 0) -> tuple[list[Example], list[list[Encoded]]]:
+    """Questions that fit, each with a row of tokens for every choice.
+
+    Args:
+        writes: tokens that will be written, too.
+    """
+    questions = asking.questions
+    pairs = [p for q in questions for p in zip(q.contexts, q.continuations, strict=True)]
+    flat = iter(encode(asking.model.tokenizer, pairs, asking.config.dataset.chat))
+    return asking.fitting([[next(flat) for _ in q.continuations] for q in questions], writes)
+
+
+def scored(
+    asking: Asking, questions: Sequence[Example], rows: Sequence[list[Encoded]]
+) -> list[Record]:
+    """
+    Raises:
+        StageError: for scores that are not finite.
+    """
+    model = asking.model
+    job, tokens = model.job(rows), asking.config.evaluate.batch_tokens or plan.TOKENS[model.device]
+    reads = plan.LOGITS[model.device] // len(model.tokenizer)
+    sums = dict(model.run(job, *plan.plan_scoring(rows, len(job.prefix), tokens, reads)))
+    records = [
+        record(q, sums[i], [len(r.ids) - r.start for r in rows[i]]) for i, q in enumerate(questions)
+    ]
+    require_finite(records)
+    return records
+
+
+def record(question: Example, sums: list[float], tokens: list[int]) -> Record:
+    """
+    Args:
+        sums, tokens: every choice's log-likelihood in nats, and its number of tokens.
+    """
+    # characters without the leading blank
+    lengths = [max(len(c) - 1, 1) for c in question.continuations]
+    best = int(np.argmax(sums))  # ties go to the lowest index
+    by_character = [s / n for s, n in zip(sums, lengths, strict=True)]
+    return {
+        "id": question.id,
+        "gold": question.gold,
+        "prediction": best,
+        "prediction_norm": int(np.argmax(by_character)),
+        "correct": best == question.gold if len(sums) > 1 else None,
+        "loglikelihoods": sums,
+        "tokens": tokens,
+    }
+
+
+def metrics(records: Sequence[Record], positive: int | None = None) -> EvaluateResult:
+    """Accuracy is None where questions have one choice only and nothing was written."""
+    gold = [(r["loglikelihoods"][r["gold"]], r["tokens"][r["gold"]]) for r in records]
+    loss = -sum(s for s, _ in gold) / sum(n for _, n in gold)
+    found: dict[str, Any] = {}
+    if any(len(r["loglikelihoods"]) > 1 for r in records):
+        found["acc_norm"] = float(np.mean([r["prediction_norm"] == r["gold"] for r in records]))
+    if positive is not None:
+        found["f1"] = f1(
+            [r["gold"] == positive for r in records], [r["prediction"] == positive for r in records]
+        )
+    return EvaluateResult(
+        n=len(records),
+        loss=loss,
+        perplexity=math.exp(min(loss, 700)),
+        **accuracy([r["correct"] for r in records if r["correct"] is not None]),
+        **found,
+    )

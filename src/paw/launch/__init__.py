@@ -1,0 +1,1 @@
+"""What is done with a task's graph: checked, planned, or run and reported."""

@@ -1,0 +1,44 @@
+"""Everything about a graph that can be known before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paw.config.common import RunConfig
+from paw.graph import Check, sources_of, steps_of
+from paw.launch.outline import Outline
+from paw.models.load import check_hardware
+from paw.store import Store, Watch
+
+
+def checks_of(c: RunConfig, outline: Outline) -> Iterator[Check]:
+    """All checks of a graph's sources and steps, and of the machine, each once."""
+    yield Check(name="hardware", look=lambda store: check_hardware(c.hardware))
+    told = set()
+    parts = [("", outline.checks), *((n.identity, n.checks) for n in sources_of(outline.nodes))]
+    parts += [("", step.checks) for step in steps_of(outline.nodes)]
+    for source, check in ((source, check) for source, checks in parts for check in checks):
+        which = (check.name, source or check.of)
+        if which not in told:
+            told.add(which)
+            yield check
+
+
+def prepare(c: RunConfig, outline: Outline, store: Store, watch: Watch) -> list[str]:
+    """Fetches what a graph reads, and makes all quick checks.
+
+    Returns:
+        What the user is warned of.
+
+    Raises:
+        PawError: the first thing that is missing or wrong.
+    """
+    warnings = []
+    check_hardware(c.hardware)
+    for source in sources_of(outline.nodes):
+        source.get(watch)
+    for check in checks_of(c, outline):
+        if not check.thorough:
+            found = check.look(store)
+            warnings += [found] if check.warns and found else []
+    return list(dict.fromkeys(warnings))

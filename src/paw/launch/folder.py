@@ -1,0 +1,70 @@
+"""The folder of one run: resolved config, log, results, adapters."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from paw.report import records
+from paw.report.files import Report, write
+from paw.report.tables import table
+from paw.store import MANIFEST
+
+log = logging.getLogger("paw")
+
+
+def new_folder(root: Path, label: str) -> Path:
+    """<time>_<label>, with a number where another process had the same second."""
+    root.mkdir(parents=True, exist_ok=True)
+    name = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{label.replace('/', '_')[:100]}"
+    for number in range(1, 1000):
+        folder = root / (name if number == 1 else f"{name}_{number}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise FileExistsError(str(root / name))
+
+
+def fill(
+    folder: Path,
+    report: Report,
+    *,
+    form: str,
+    adapters: Mapping[str, Path],
+    models: Mapping[str, Path],
+) -> None:
+    """Writes what a run found, whether it ended or not.
+
+    Args:
+        form: jsonl or parquet, of the records per question.
+        adapters: copied: what a user does to them must not change the artifact.
+        models: too large to be copied: links.
+    """
+    write(folder, report)
+    if report.systems:
+        records.publish(folder, report.systems, form)
+    for name, path in adapters.items():
+        ignored = shutil.ignore_patterns(MANIFEST)
+        shutil.copytree(path, folder / "adapters" / name, dirs_exist_ok=True, ignore=ignored)
+    for name, path in models.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(path.resolve(), target_is_directory=True)
+
+
+def tell(folder: Path, report: Report, *, seconds: float, kept: list[str]) -> None:
+    """The results on the screen, and where they lie.
+
+    Args:
+        kept: what lies in the folder beside the report, by name.
+    """
+    if report.systems:
+        log.info("\n%s", table(report.systems, report.claims))
+    if report.said:
+        log.info("\n%s", "\n".join(report.said))
+    where = [f"Results: {folder / 'summary.md'}", *(f"{name}: {folder / name}" for name in kept)]
+    log.info("\n%.1f s in all. %s", seconds, ", ".join(where))

@@ -1,0 +1,129 @@
+"""The files of a run folder that say what was found: results.json, results.csv, summary.md."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paw.report.claims import Claim, comparisons_of, recovered_by
+from paw.report.model import StepRow, System
+from paw.report.sentences import sentences
+from paw.report.tables import NOTES, steps_section, table
+from paw.store import write_text
+
+# Figures that are written also where they do not apply.
+ALWAYS = ("n", "accuracy", "stderr", "low", "high", "acc_norm", "loss", "perplexity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run found, for its folder."""
+
+    title: str
+    command: str
+    about: Mapping[str, Any]  # facts by name: data set, device, seed, version
+    systems: Sequence[System] = ()
+    records: Sequence[str] = ()  # each system's file within the run folder (records.publish)
+    claims: Sequence[Claim] = ()
+    warnings: Sequence[str] = ()
+    remarks: Sequence[str] = ()  # sentences of the task: why it stopped, whether it can work
+    steps: Sequence[StepRow] = ()
+
+    @property
+    def said(self) -> list[str]:
+        """All that is said of the run, a sentence each."""
+        warnings = (f"Warning: {text}" for text in self.warnings)
+        return [*warnings, *self.remarks, *sentences(self.claims)]
+
+
+def write(folder: Path, report: Report) -> None:
+    """results.json, results.csv and summary.md, each whole or not at all."""
+    write_text(folder / "results.json", _json(report))
+    if report.systems:
+        write_text(folder / "results.csv", _csv(report))
+    write_text(folder / "summary.md", _summary(report))
+
+
+def row(system: System, claims: Sequence[Claim]) -> dict[str, Any]:
+    """A system's line of results.csv."""
+    figures = asdict(system.result).items()
+    recovered = recovered_by(system, claims)
+    gap = recovered and recovered.gap
+    states = (f"{a.stage}:{'reused' if a.reused else 'computed'}" for a in system.stages)
+    return {
+        "system": system.name,
+        "draw_of": system.group,
+        "model": system.model,
+        **{k: v for k, v in figures if k in ALWAYS or v not in (None, {})},
+        "seconds": system.seconds,
+        "ram_mib": system.ram_mib,
+        "gpu_mib": system.gpu_mib,
+        "coverage": system.coverage,
+        "gap_recovered": gap and gap.recovered,
+        "gap_low": gap and gap.low,
+        "gap_high": gap and gap.high,
+        "made": " ".join(states),
+    }
+
+
+def _json(report: Report) -> str:
+    systems = []
+    for system, file in zip(report.systems, report.records, strict=True):
+        recovered = recovered_by(system, report.claims)
+        systems.append(
+            {
+                **row(system, report.claims),
+                "gap": recovered and asdict(recovered.gap),
+                "gap_by_likelihood": recovered and asdict(recovered.by_likelihood),
+                "versus": [c.plain() for c in comparisons_of(system, report.claims)],
+                "records": file,
+                "artifacts": {a.stage: str(a.path) for a in system.stages},
+            }
+        )
+    found = {
+        "title": report.title,
+        "command": report.command,
+        **report.about,
+        "said": report.said,
+        "systems": systems,
+        "steps": [asdict(step) for step in report.steps],
+    }
+    return json.dumps(_finite(found), indent=1, allow_nan=False) + "\n"
+
+
+def _csv(report: Report) -> str:
+    rows = [row(system, report.claims) for system in report.systems]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _summary(report: Report) -> str:
+    """Sections with nothing in them are left out."""
+    parts = [
+        f"# {report.title}",
+        f"    {report.command}",
+        "\n".join(f"- {key}: {value}" for key, value in report.about.items()),
+        table(report.systems, report.claims) if report.systems else "",
+        "\n".join(f"- {text}" for text in report.said),
+        NOTES if report.systems else "",
+        f"## Steps\n\n{steps_section(report.steps)}" if report.steps else "",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinities: what is unbounded becomes null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

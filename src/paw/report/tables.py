@@ -1,0 +1,117 @@
+"""The tables of summary.md and of the console: systems, and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from paw.evaluation.statistics import Gap
+from paw.report.claims import Claim, recovered_by
+from paw.report.model import Draws, StepRow, System, draws
+from paw.text import markdown_table
+
+# Figures of heads and of marked choices: columns where any system has them.
+EXTRA = {"f1": "F1", "f1_macro": "F1 macro", "precision": "precision", "recall": "recall"}
+EXTRA |= {"mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
+
+NOTES = (
+    "± is one standard error, brackets are 95 % intervals; of several draws of a placebo, "
+    "the mean and (lowest to highest). Loss is nats per token of the gold answers; "
+    "perplexity is its exponential. "
+    "Gap recovered is (transferred − base)/(own − base) with a paired bootstrap interval. "
+    "p is that of the exact McNemar test (of log-likelihoods, of the paired t-test), "
+    "and after Holm it is adjusted for all comparisons made here. "
+    "Seconds are those of the stages when they ran."
+)
+
+
+def table(systems: Sequence[System], claims: Sequence[Claim]) -> str:
+    """The systems as an aligned Markdown table, the draws of a placebo in one row.
+
+    Of several draws a row has means, with their ranges in parentheses; peaks of memory are the
+    largest, and seconds are those of all draws.
+    """
+    extra = {
+        k: v for k, v in EXTRA.items() if any(getattr(s.result, k) is not None for s in systems)
+    }
+    return _table([_cells(several, extra, claims) for several in draws(systems, lambda s: s)])
+
+
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows by their heads, in the order of the first."""
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+def _cells(
+    several: Draws[System], extra: dict[str, str], claims: Sequence[Claim]
+) -> dict[str, str]:
+    systems, result = several.found, several.found[0].result
+    accuracy, coverage = _spread(_figures(several, "accuracy"), ".3f"), systems[0].coverage
+    if len(systems) == 1 and result.accuracy is not None:
+        accuracy += f" ± {result.stderr:.3f} [{result.low:.3f}, {result.high:.3f}]"
+    gpu = [s.gpu_mib for s in systems if s.gpu_mib is not None]
+    gaps = [found.gap for s in systems if (found := recovered_by(s, claims)) is not None]
+    states = {"reused" if a.reused else "computed" for s in systems for a in s.stages}
+    return {
+        "system": several.label,
+        "accuracy": accuracy,
+        **{name: _spread(_figures(several, key), ".3f") for key, name in extra.items()},
+        "loss": _mean(_figures(several, "loss"), ".3f"),
+        "perplexity": _mean(_figures(several, "perplexity"), ".3g"),
+        "seconds": f"{sum(s.seconds for s in systems):.1f}",
+        "RAM MiB": f"{max(s.ram_mib for s in systems):.0f}",
+        "GPU MiB": f"{max(gpu):.0f}" if gpu else "–",
+        "coverage": "–" if coverage is None else f"{coverage:.0%}",
+        "gap recovered": _gap(gaps),
+        "stages": states.pop() if len(states) == 1 else "partly reused",
+    }
+
+
+def _gap(gaps: Sequence[Gap]) -> str:
+    found = [g.recovered for g in gaps if g.recovered is not None]
+    if gaps and not found:
+        return "not eligible"
+    interval = f" [{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]" if len(gaps) == 1 else ""
+    return _spread(found, "+.2f") + interval
+
+
+def _figures(several: Draws[System], key: str) -> list[float]:
+    """A figure of every draw that has it."""
+    values = (getattr(s.result, key) for s in several.found)
+    return [float(value) for value in values if value is not None]
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    return f"{sum(values) / len(values):{form}}" if values else "–"
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    """One value; or the mean of several, with the lowest and the highest."""
+    mean = _mean(values, form)
+    return mean if len(values) < 2 else f"{mean} ({min(values):{form}} to {max(values):{form}})"
+
+
+def steps_section(steps: Sequence[StepRow]) -> str:
+    """What did not work and why; every step with those it read; and what was spent and saved."""
+    wrong = [f"- {s.state}: {s.name}: {s.text}" for s in steps if s.state in ("failed", "left out")]
+    rows = [
+        {
+            "step": s.name,
+            "from": ", ".join(s.needs) or "–",
+            "state": s.state,
+            "seconds": "–" if s.seconds is None else f"{s.seconds:.1f}",
+            "RAM MiB": "–" if s.ram_mib is None else f"{s.ram_mib:.0f}",
+            "GPU MiB": "–" if s.gpu_mib is None else f"{s.gpu_mib:.0f}",
+        }
+        for s in steps
+    ]
+    computed, reused = (
+        [s.seconds or 0 for s in steps if s.state == state] for state in ("computed", "reused")
+    )
+    spent = f"Computed now: {sum(computed):.1f} s in {_steps(computed)}"
+    saved = f"; reused: {_steps(reused)} that had cost {sum(reused):.1f} s" if reused else ""
+    parts = ["\n".join(wrong), _table(rows), f"{spent}{saved}."]
+    return "\n\n".join(filter(None, parts))
+
+
+def _steps(seconds: Sequence[float]) -> str:
+    return f"{len(seconds)} step{'' if len(seconds) == 1 else 's'}"

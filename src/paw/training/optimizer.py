@@ -1,0 +1,35 @@
+"""AdamW over an adapter's parameters, and the learning rate of each of its steps."""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from paw.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+def optimizer_of(
+    c: TrainConfig, parameters: list[torch.nn.Parameter], fused: bool
+) -> torch.optim.Optimizer:
+    import torch
+
+    if c.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=c.lr, weight_decay=c.weight_decay, fused=fused)
+    optim: Any = import_module("bitsandbytes.optim")
+    kind = {"adamw_8bit": optim.AdamW8bit, "paged_adamw_8bit": optim.PagedAdamW8bit}[c.optimizer]
+    found: torch.optim.Optimizer = kind(parameters, lr=c.lr, weight_decay=c.weight_decay)
+    return found
+
+
+def learning_rate(c: TrainConfig, step: int, steps: int) -> float:
+    """Of a step, from 0: a linear warmup, then the schedule down to 0 at the last."""
+    warmup = round(c.warmup_ratio * steps)
+    if step < warmup:
+        return c.lr * ((step + 1) / warmup)
+    left = 1 - (step - warmup) / max(1, steps - warmup)
+    cosine = 0.5 * (1 - math.cos(math.pi * left))
+    return c.lr * {"constant": 1.0, "linear": left, "cosine": cosine}[c.schedule]

@@ -1,0 +1,126 @@
+"""Both models on their device, and a text without labels in both's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paw.config.checks import transient
+from paw.data.config import DatasetConfig
+from paw.data.example import words
+from paw.data.load import examples
+from paw.errors import DataError
+from paw.models.layout import parts
+from paw.models.load import Runtime, load_model, load_tokenizer
+from paw.store import Input, Watch
+from paw.transfer.config import TransferConfig
+from paw.transfer.modules import HELD, Names, Space, by_layer, shared_spaces
+from paw.transfer.pairing import Site
+
+if TYPE_CHECKING:
+    from paw.transfer.activations import PairedText
+
+
+@dataclass(kw_only=True)
+class TextConfig:
+    """The text that both models see: a file with a document a line, or the questions of a split."""
+
+    runtime: Runtime
+    positions: int
+    shuffle: int | None = None  # a seed by which positions are paired wrongly, for the placebo
+    # Where the text is the questions of a split.
+    dataset: DatasetConfig | None = None
+    split: str | None = None
+    batch_size: int = transient(32)
+    # Whether code of the source's, of the target's folder is run.
+    trust: tuple[bool, bool] = transient((False, False))
+
+
+def calibration_file(c: TransferConfig, dataset: DatasetConfig) -> Path | None:
+    """The text that both models see; None where it is the questions of the train split."""
+    file = c.calibration or dataset.calibration
+    return Path(file).expanduser() if file else None
+
+
+class ModelPair:
+    """Both models, and the text's positions that they have in common.
+
+    Args:
+        inputs: `source`, `target`; `calibration` (a text file) or `data` (rows of the split).
+    """
+
+    def __init__(self, config: TextConfig, inputs: Mapping[str, Input]) -> None:
+        from paw.transfer.activations import hold_out, pair_texts
+
+        self.config = config
+        sides = zip((inputs["source"].path, inputs["target"].path), config.trust, strict=True)
+        each = list(sides)
+        tokenizers = [load_tokenizer(path, trust) for path, trust in each]
+        self.texts: list[PairedText] = pair_texts(
+            _texts(config, inputs), tokenizers[0], tokenizers[1], config.positions
+        )
+        self.fit, self.held = hold_out(self.texts, HELD)
+        self.positions = sum(len(t.positions) for t in self.texts)
+        self.pads = (tokenizers[0].pad_token_id, tokenizers[1].pad_token_id)
+        self.source, self.target = (load_model(path, config.runtime, trust) for path, trust in each)
+        self.models = (self.source, self.target)
+        self.parts = [
+            parts(_linears(model), path) for model, (path, _) in zip(self.models, each, strict=True)
+        ]
+
+    def see(self, names: Names, watch: Watch) -> dict[tuple[Space, Space], Site]:
+        """The moments of every space that these module pairs share."""
+        from paw.transfer.activations import second_moments
+
+        widest = max(model.config.get_text_config().intermediate_size for model in self.models)
+        if self.positions < widest:
+            watch.say(
+                f"{self.positions} positions are few for spaces of {widest} dimensions: raise "
+                "transfer.positions or give more text"
+            )
+        roles = [by_layer(parts) for parts in self.parts]
+        wanted, c = shared_spaces(names), self.config
+        source, target = (
+            {
+                pair[side]: self.parts[side][roles[side][pair[side][0]][pair[side][1].role]]
+                for pair in wanted
+            }
+            for side in (0, 1)
+        )
+        return second_moments(
+            self.models,
+            (source, target),
+            wanted,
+            self.fit,
+            self.held,
+            c.batch_size,
+            self.pads,
+            c.shuffle,
+            watch,
+        )
+
+
+def _linears(model: Any) -> dict[str, tuple[int, int]]:
+    linears = {name: m for name, m in model.named_modules() if hasattr(m, "in_features")}
+    return {name: tuple(m.weight.shape) for name, m in linears.items()}
+
+
+def _texts(config: TextConfig, inputs: Mapping[str, Input]) -> list[str]:
+    """The text, a document a line; else a split's questions, each with one of its choices in turn,
+    so that no label is used (and without, where the only choice is the answer)."""
+    if "calibration" in inputs:
+        file = inputs["calibration"].path
+        try:
+            return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except UnicodeDecodeError as e:
+            raise DataError(f"{file}: is not UTF-8 text ({e}).") from None
+    assert config.dataset is not None
+    assert config.split is not None
+    found = examples(inputs["data"].path, config.dataset, config.split)
+    picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
+    return [
+        words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "")
+        for e, k in picked
+    ]

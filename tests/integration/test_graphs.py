@@ -1,0 +1,159 @@
+"""Graphs of the embedded pair: planned, shared between processes, taken over, alike in every
+process; and from Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import PRECISION, QUICK, Paw
+from paw import api
+
+pytestmark = pytest.mark.slow
+SWEEP = [
+    "-m",
+    "model@source=tiny_llama,tiny_qwen2",
+    "model@target=tiny_llama,tiny_qwen2",
+    "dataset=facts",
+    "adapter=tiny",
+    "train.max_steps=3",
+    "evaluate.limit=10",
+    "transfer=cross_lora,ridge",
+    PRECISION,
+]
+OVERLAP = [PRECISION, *QUICK, "train.max_steps=300"]
+
+
+def steps(store: Path) -> int:
+    return len(list(store.glob("*/*/stage.json")))
+
+
+def test_a_plan_of_a_sweep_counts_what_the_run_then_makes(paw: Paw, tmp_path: Path) -> None:
+    """2 sources × 2 targets × 2 methods: 8 jobs."""
+    done = paw(*SWEEP, "plan=true")
+    assert not (tmp_path / "outputs" / "sweeps").exists()
+    [planned] = re.findall(r"(\d+) distinct steps for 8 jobs", done.stdout)
+    assert "torch" not in done.stderr
+    paw(*SWEEP)
+    assert steps(tmp_path / "outputs" / "artifacts") == int(planned)
+    again = paw(*SWEEP, "plan=true").stdout
+    [counts] = re.findall(r"\| all +\| +(\d+) +\| (\d+) +\| 0 +\| 0 ", again)
+    assert counts == (planned, planned)
+
+
+def test_a_plan_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from paw.run import checked; print(checked(['plan=true']).plan());"
+        "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+    assert "26 distinct steps for one job" in done.stdout
+
+
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "paw.run", *args],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_share_what_both_need(tmp_path: Path) -> None:
+    """Overlapping graphs at once: each step once, and quicker than one after the other."""
+    times = {}
+    for name in ("one after the other", "at once"):
+        folder = tmp_path / name
+        folder.mkdir()
+        began, both = time.monotonic(), []
+        for method in ("procrustes", "ridge"):
+            both.append(start(folder, *OVERLAP, f"transfer={method}"))
+            if name == "one after the other":
+                both[-1].wait()
+        texts = [one.communicate()[0] for one in both]
+        times[name] = time.monotonic() - began
+        assert [one.returncode for one in both] == [0, 0]
+        made = [line for text in texts for line in text.splitlines() if "] computed" in line]
+        assert len(made) == steps(folder / "outputs" / "artifacts")
+        if name == "at once":
+            assert all("] computed  train" in text for text in texts), "each trained one of the two"
+    print(times)
+    assert times["at once"] < 0.9 * times["one after the other"]
+
+
+def test_a_killed_runs_training_is_taken_over_by_one_that_waits(tmp_path: Path) -> None:
+    """It goes on from the dead one's last checkpoint."""
+    ask = [PRECISION, "task=train", "experiment=demo", "train.max_steps=600", "train.save_every=20"]
+    first = start(tmp_path, *ask)
+    store = tmp_path / "outputs" / "artifacts" / "train"
+    while not list(store.glob("*.unfinished/last.ckpt")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    second = start(tmp_path, *ask)
+    assert second.stdout is not None
+    lines = []
+    while not any(f"process {first.pid} on" in line for line in lines):  # nothing else is left
+        lines.append(second.stdout.readline())
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    first.wait()
+    text, _ = second.communicate(timeout=300)
+    assert second.returncode == 0
+    assert "goes on after step" in text
+    assert time.monotonic() - killed < 120
+
+
+def test_two_runs_of_every_method_in_two_stores_are_alike_to_the_byte(tmp_path: Path) -> None:
+    """Every method beside every placebo, from training to evaluation, in two processes that hash
+    differently."""
+    names = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "transfer").glob("*.yaml"))
+    equal = {"copy", "lora_x", "frobenius", "frobenius_adapter", "pro_lora"}  # of equal shapes only
+    controls = ",".join(n for n in names if n not in equal | {"procrustes"})
+    files = []
+    for seed in ("1", "2"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        ask = [*OVERLAP[:1], "experiment=demo", "train.max_steps=20", "evaluate.limit=10"]
+        ask += ["transfer.positions=600", "transfer.draws=1", f"transfer.controls=[{controls}]"]
+        subprocess.run(
+            [sys.executable, "-m", "paw.run", *ask, "name=run"],
+            cwd=folder,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+        )
+        [run] = (folder / "outputs" / "runs").iterdir()
+        files.append(
+            {
+                str(f.relative_to(run)): f.read_bytes()
+                for kind in ("*.safetensors", "records/*.jsonl")
+                for f in run.rglob(kind)
+            }
+        )
+    assert len([n for n in files[0] if n.startswith("adapters/target_")]) >= 12
+    assert files[0].keys() == files[1].keys()
+    assert [n for n in files[0] if files[0][n] != files[1][n]] == []
+
+
+def test_from_python_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    c = api.compose("experiment=demo", PRECISION, "train.max_steps=100")
+    source, target = api.base(c, c.source), api.base(c, c.target)
+    moved = api.transfer(c, api.train(c, source), source, target)
+    before, after = api.results(c, api.evaluate(c, target), api.evaluate(c, target, moved))
+    assert before.accuracy is not None
+    assert before.accuracy < 0.4
+    assert after.accuracy > 0.8
+    assert not (tmp_path / "outputs" / "runs").exists()
