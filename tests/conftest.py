@@ -25,6 +25,19 @@ Launch = Callable[..., object]
 # tests of those say so.
 PRECISION = "hardware.precision=float32"
 
+# Every adapter= that trains another way than plain LoRA.
+ADAPTERS = [
+    "rslora",
+    "dora",
+    "qlora",
+    "lora_8bit",
+    "adalora",
+    "ia3",
+    "prompt_tuning",
+    "prefix_tuning",
+    "p_tuning",
+]
+
 # A small real training: enough steps to reach the answers, no controls.
 QUICK = ["experiment=demo", "transfer.controls=[]"]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from conftest import Silent
+from conftest import ADAPTERS, Silent
 from paw.cli.compose import compose_config
 from paw.data.encode import STAGE as ENCODE
 from paw.data.encode import EncodeStage
@@ -100,19 +100,6 @@ def test_sixteen_bits_learn_what_float32_learns(precision: str, how: str, tmp_pa
     assert found == pytest.approx(wanted, rel=rounding)
 
 
-METHODS = [
-    "rslora",
-    "dora",
-    "qlora",
-    "lora_8bit",
-    "adalora",
-    "ia3",
-    "prompt_tuning",
-    "prefix_tuning",
-    "p_tuning",
-]
-
-
 @pytest.mark.parametrize(
     ("precision", "method"),
     [
@@ -120,7 +107,7 @@ METHODS = [
         ("float16", "tiny"),
         *(
             pytest.param(p, m, marks=pytest.mark.slow)
-            for m in METHODS
+            for m in ADAPTERS
             for p in ("bfloat16", "float16")
         ),
     ],

@@ -71,25 +71,14 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
 
 
 def test_two_processes_share_what_both_need(tmp_path: Path) -> None:
-    """Overlapping graphs at once: each step once, and quicker than one after the other."""
-    times = {}
-    for name in ("one after the other", "at once"):
-        folder = tmp_path / name
-        folder.mkdir()
-        began, both = time.monotonic(), []
-        for method in ("procrustes", "ridge"):
-            both.append(start(folder, *OVERLAP, f"transfer={method}"))
-            if name == "one after the other":
-                both[-1].wait()
-        texts = [one.communicate()[0] for one in both]
-        times[name] = time.monotonic() - began
-        assert [one.returncode for one in both] == [0, 0]
-        made = [line for text in texts for line in text.splitlines() if "] computed" in line]
-        assert len(made) == steps(folder / "outputs" / "artifacts")
-        if name == "at once":
-            assert all("] computed  train" in text for text in texts), "each trained one of the two"
-    print(times)
-    assert times["at once"] < 0.9 * times["one after the other"]
+    """Overlapping graphs at once: each step once, and both have a part in the work that they share.
+    How much sooner they end is benchmarks/overlap.py's to say: other tests run beside this one."""
+    both = [start(tmp_path, *OVERLAP, f"transfer={method}") for method in ("procrustes", "ridge")]
+    texts = [one.communicate()[0] for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    made = [line for text in texts for line in text.splitlines() if "] computed" in line]
+    assert len(made) == steps(tmp_path / "outputs" / "artifacts")
+    assert all("] computed  train" in text for text in texts), "each trained one of the two"
 
 
 def test_a_killed_runs_training_is_taken_over_by_one_that_waits(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -256,7 +257,8 @@ def test_a_wheel_ships_what_training_reads() -> None:
 
 
 class Stopped:
-    """A Watch that stops a training after its fifth step."""
+    """A Watch that stops a training when it hears of its fifth step; its processes may be further
+    by then."""
 
     def progress(self, done: int, total: int, note: str = "") -> None:
         if done == 5:
@@ -271,7 +273,7 @@ def test_two_processes_that_were_stopped_go_on_to_the_byte(
     strategy: str, tmp_path: Path, watch: Silent
 ) -> None:
     """The optimizer's moments, too: of shards they have to be gathered."""
-    ask = ["task=train", "experiment=demo", "train.max_steps=8", "train.batch_size=4"]
+    ask = ["task=train", "experiment=demo", "train.max_steps=24", "train.batch_size=4"]
     ask += ["train.accumulate=2", "train.save_every=2", "adapter.dropout=0.2"]
     c = compose_config(ask)
     runtime = Runtime("float32", "cpu", 2, strategy)
@@ -297,6 +299,7 @@ def test_two_processes_that_were_stopped_go_on_to_the_byte(
     with pytest.raises(KeyboardInterrupt):
         run("broken", Stopped())
     broken = run("broken", watch)
-    assert any("goes on after step 4" in text for text in watch.said)
+    [step] = re.findall(r"goes on after step (\d+)", "\n".join(watch.said))
+    assert 4 <= int(step) < 24
     for name in ("adapter_model.safetensors", "curve.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()

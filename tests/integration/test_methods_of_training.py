@@ -14,24 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import words
-from conftest import Launch
+from conftest import ADAPTERS, Launch
 from paw.errors import AdapterError
 from paw.models.load import Runtime, load_classifier, load_model
 from paw.paths import embedded
 
 pytestmark = pytest.mark.slow
-METHODS = [
-    "tiny",
-    "rslora",
-    "dora",
-    "qlora",
-    "lora_8bit",
-    "adalora",
-    "ia3",
-    "prompt_tuning",
-    "prefix_tuning",
-    "p_tuning",
-]
+METHODS = ["tiny", *ADAPTERS]
 VIRTUAL = ("prompt_tuning", "prefix_tuning", "p_tuning")
 
 

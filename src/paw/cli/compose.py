@@ -60,9 +60,8 @@ def typed(config: DictConfig) -> RunConfig:
     except OmegaConfBaseException as e:
         raise explain.of(e) from None
     one_of("task", result.task, tuple(sorted(choices("task"))))
-    if result.force:
-        for stage in result.force:
-            one_of("force", stage, (*stages(), "all"))
+    for stage in result.force:
+        one_of("force", stage, (*stages(), "all"))
     kind = config_of(result.task)
     _refuse_unread(result, kind)
     return kind(**{f.name: getattr(result, f.name) for f in fields(kind)})

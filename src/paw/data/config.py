@@ -14,8 +14,6 @@ from paw.errors import ConfigError
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
-MODES = ("likelihood", "letter", "generate", "classify")
-
 
 @dataclass(kw_only=True)
 class DatasetConfig:
@@ -57,7 +55,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         one_of("dataset.kind", self.kind, tuple(sorted(plugins.modules("data/kinds"))))
-        one_of("dataset.mode", self.mode, MODES)
+        one_of("dataset.mode", self.mode, tuple(plugins.modules("evaluation/modes")))
         one_of("dataset.bad_rows", self.bad_rows, ("refuse", "skip"))
         names("dataset.prompt", self.prompt)
         names("dataset.letter_prompt", self.letter_prompt)

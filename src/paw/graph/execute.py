@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from paw.graph.step import Node, Source, Step, View, steps_of
 from paw.store import Artifact, Busy, Holder, Input, Kept, Store, Watch, free_memory
+from paw.store.store import Key
 
 R = TypeVar("R")
 POLL = 0.5  # seconds between looks at what other processes make
@@ -51,10 +52,12 @@ class Execution:
             return self.store.file(node.path)
         return self[node].as_input()
 
-    def find(self, step: Step[Any]) -> Artifact[Any] | None:
-        """The artifact of a step whose inputs are there, if it was made before."""
-        inputs = {name: self.input(node) for name, node in step.inputs.items()}
-        return self.store.find(step.stage, self.store.key(step.stage, step.config, inputs))
+    def inputs(self, step: Step[Any]) -> dict[str, Input]:
+        """What a step reads. All of it must be there."""
+        return {name: self.input(node) for name, node in step.inputs.items()}
+
+    def key(self, step: Step[Any]) -> Key:
+        return self.store.key(step.stage, step.config, self.inputs(step))
 
     @property
     def unsettled(self) -> list[Step[Any]]:
@@ -97,7 +100,7 @@ def _settle(execution: Execution, step: Step[Any], show: Show, kept: Kept) -> bo
         return False
     show.start(step.name)
     try:
-        inputs = {name: execution.input(node) for name, node in step.inputs.items()}
+        inputs = execution.inputs(step)
         made = execution.store.run(step.stage, step.config, inputs, show, kept)
     except Busy:
         return False
@@ -124,9 +127,7 @@ def _wait(execution: Execution, show: Show, told: set[str]) -> None:
     """Nothing is left but what other processes make."""
     for step in execution.unsettled:
         if execution.ready(step) and step.identity not in told:
-            inputs = {name: execution.input(node) for name, node in step.inputs.items()}
-            key = execution.store.key(step.stage, step.config, inputs)
-            holder = execution.store.holder(key)
+            holder = execution.store.holder(execution.key(step))
             if holder is not None:
                 told.add(step.identity)
                 show.waiting(step, holder)

@@ -34,23 +34,18 @@ def plan(nodes: Iterable[Node], store: Store) -> list[Planned]:
     before = {stage: _costs(store.root / stage) for stage in stages}
     for step in execution.steps:
         known = {name: _fingerprint(execution, node) for name, node in step.inputs.items()}
-        if not all(known.values()):
-            missing = Planned(
-                step=step, state="missing", seconds=_expected(before[step.stage.name], known)
-            )
-            found[step.identity] = missing
-            continue
-        inputs = {name: execution.input(node) for name, node in step.inputs.items()}
-        key = store.key(step.stage, step.config, inputs)
-        made = store.find(step.stage, key)
-        if made is not None:
-            execution.keep(step, made)
-            found[key.value] = Planned(step=step, state="there", seconds=None)
-            continue
-        state: State = "being made" if store.holder(key) else "missing"
-        found[key.value] = Planned(
-            step=step, state=state, seconds=_expected(before[step.stage.name], known)
-        )
+        name = step.identity
+        state: State = "missing"
+        if all(known.values()):
+            key = execution.key(step)
+            name, made = key.value, store.find(step.stage, key)
+            if made is not None:
+                execution.keep(step, made)
+                found[name] = Planned(step=step, state="there", seconds=None)
+                continue
+            state = "being made" if store.holder(key) else "missing"
+        seconds = _expected(before[step.stage.name], known)
+        found[name] = Planned(step=step, state=state, seconds=seconds)
     return list(found.values())
 
 

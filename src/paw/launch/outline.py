@@ -78,6 +78,11 @@ class Outline:
         return [*self.first, *ends, *self.adapters.values(), *self.models.values()]
 
 
+def adapter_folder(name: str) -> str:
+    """What a transferred adapter is called in the run folder."""
+    return f"target_{name.replace(' ', '_')}"
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """Names that occur several times get their draw's number."""
     seen: Counter[str] = Counter()

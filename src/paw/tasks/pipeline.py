@@ -8,7 +8,7 @@ from typing import Optional
 
 from paw.evaluation.steps import evaluate
 from paw.graph import Node
-from paw.launch.outline import Feasible, Gap, Outline, Row, numbered
+from paw.launch.outline import Feasible, Gap, Outline, Row, adapter_folder, numbered
 from paw.models.steps import Base, base, given
 from paw.tasks import transfer as moving
 from paw.training.steps import train
@@ -49,13 +49,11 @@ def build(c: Config) -> Outline:
         for name, node, method in zip(names, moved, chosen, strict=True)
     ]
     best = row("target + own adapter", target, own)
-    kept = {f"target_{name.replace(' ', '_')}": n for name, n in zip(names, moved, strict=True)}
+    kept = dict(zip(map(adapter_folder, names), moved, strict=True))
     return Outline(
         label=f"{source.name}-{target.name}",
-        first=[
-            *(r.evaluation for r in before),
-            *moved,
-        ],  # a base is loaded once for all of its rows
+        # so that the target is loaded once for all of its rows
+        first=[*(r.evaluation for r in before), *moved],
         systems=[*before, bare, *transferred, best],
         comparisons=[
             Feasible(transfer=real_transfer(moved[0])),

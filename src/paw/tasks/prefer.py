@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
-
 from paw.launch.outline import Outline
-from paw.models.config import ModelConfig
 from paw.models.steps import base
-from paw.tasks.train import refuse_given
+from paw.tasks import train as training
 from paw.training.steps import Prefers, prefer
 
 
 @dataclass
-class Config(Prefers):
-    source: ModelConfig = MISSING
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        refuse_given(self)
+class Config(training.Config, Prefers):
+    """What task=train reads, and the preferences."""
 
 
 def build(c: Config) -> Outline:

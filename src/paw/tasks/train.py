@@ -20,7 +20,11 @@ class Config(Trains):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_given(self)
+        if self.adapter.path:
+            raise ConfigError(
+                f"adapter.path: task={self.task} does not take it. Score adapters with "
+                "task=evaluate adapters=[DIR]."
+            )
 
 
 def build(c: Config) -> Outline:
@@ -41,15 +45,3 @@ def build(c: Config) -> Outline:
         comparisons=[Beside(base=before, adapted=[after])],
         adapters={"source": adapter},
     )
-
-
-def refuse_given(c: Trains) -> None:
-    """
-    Raises:
-        ConfigError: where an adapter is given to a task that trains one.
-    """
-    if c.adapter.path:
-        raise ConfigError(
-            f"adapter.path: task={c.task} does not take it. Score adapters with task=evaluate "
-            "adapters=[DIR]."
-        )

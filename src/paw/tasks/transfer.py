@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from paw.errors import ConfigError
 from paw.evaluation.steps import usable
 from paw.graph import Node
-from paw.launch.outline import Feasible, Outline, numbered
+from paw.launch.outline import Feasible, Outline, adapter_folder, numbered
 from paw.models.config import ModelConfig
 from paw.models.steps import Base, base, given
 from paw.training.steps import Trains, train
@@ -39,13 +39,14 @@ class Config(Transfers, Trains):
 def build(c: Config) -> Outline:
     source, target = base(c, c.source), base(c, c.target)
     adapter = source_adapter(c, source)
-    moved = [transfer(c, adapter, source, target, method) for method in methods(c)]
-    names = numbered([method.method for method in methods(c)])
+    chosen = methods(c)
+    moved = [transfer(c, adapter, source, target, method) for method in chosen]
+    names = map(adapter_folder, numbered([method.method for method in chosen]))
     return Outline(
         label=f"transfer_{source.name}-{target.name}",
         first=moved,
         comparisons=[Feasible(transfer=real_transfer(moved[0]))],
-        adapters={"source": adapter, **{_file(n): m for n, m in zip(names, moved, strict=True)}},
+        adapters={"source": adapter, **dict(zip(names, moved, strict=True))},
         checks=[usable(c, source), usable(c, target)],
     )
 
@@ -53,7 +54,3 @@ def build(c: Config) -> Outline:
 def source_adapter(c: Config, source: Base) -> Node:
     """The adapter that is moved: the given one, or one that is trained for it."""
     return given(c.adapter.path, source) if c.adapter.path else train(c, source)
-
-
-def _file(name: str) -> str:
-    return f"target_{name.replace(' ', '_')}"

@@ -160,13 +160,10 @@ def _val_split(c: Trains) -> str:
 
 
 def _file(key: str, path: Path) -> Source:
-    """A user's own file."""
-
-    def get() -> Path:
-        if not path.is_file():
-            raise ConfigError(f"{key}: {path} is no file.")
-        return path
-
+    """A user's own file; check_training says what is wrong with it."""
     return Source(
-        name=f"{key} {path}", described=[key, str(path)], finder=get, getter=lambda watch: get()
+        name=f"{key} {path}",
+        described=[key, str(path)],
+        finder=lambda: path if path.is_file() else None,
+        getter=lambda watch: path,
     )
