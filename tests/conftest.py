@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paw.graph import Step
 from paw.paths import embedded
-from paw.store import Artifact, Holder
+from paw.store import Artifact, Holder, Input
 
 ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -127,3 +128,17 @@ class Silent:
 @pytest.fixture
 def watch() -> Silent:
     return Silent()
+
+
+def move(what: Any, inputs: Mapping[str, Input], out: Path) -> Any:
+    """Both stages of a transfer, as a TransferStage asks: the maps beside `out`, the adapter in
+    it."""
+    from paw.transfer.gate import GateStage, gate
+    from paw.transfer.transfer import transfer
+
+    moved = out.with_name(f"{out.name}.moved")
+    for folder in (moved, out):
+        folder.mkdir(parents=True, exist_ok=True)
+    transfer(what, inputs, moved, Silent())
+    gated = GateStage(transfer=what.transfer)
+    return gate(gated, {**inputs, "moved": Input(moved, "moved")}, out, Silent())

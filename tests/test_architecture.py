@@ -28,6 +28,7 @@ ORDER = [
     "console",
     "launch",
     "cli",
+    "sweeps",
     "tasks",
     "api",
     "run",

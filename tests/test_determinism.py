@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Silent
+from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.errors import TransferError
 from paw.plugins import modules
 from paw.store import Input
-from paw.transfer import calibrate, configs, match, spoil, transfer
+from paw.transfer import calibrate, configs, match, spoil
 from paw.transfer.controls import real_method, shuffle_of, transfer_named
 from paw.transfer.methods import METHODS
 from test_transfer import RUNTIME, TEXT, models, random_adapter
@@ -58,8 +58,8 @@ def adapters(folder: Path) -> dict[str, str]:
             spoil.spoil(configs.spoil_config(c), spoilt, out, Silent())  # type: ignore[arg-type]
             return out
         text = configs.text_config(real, dataset, RUNTIME, (False, False), shuffle)
-        stage = configs.transfer_config(real, text, bases=None, name="here/target")
-        transfer.transfer(stage, seen(target, shuffle) | adapter, out, Silent())
+        stage = configs.transfer_config(real, text, bases=None)
+        move(stage, seen(target, shuffle) | adapter, out)
         return out
 
     found = {}

@@ -30,7 +30,7 @@ from transformers import (
     Gemma3TextConfig,
 )
 
-from conftest import Silent
+from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.data import encode as tokens
 from paw.data.tokenise import Encoded
@@ -514,7 +514,7 @@ def moved_alike(
         folder = out / runtime.device
         folder.mkdir(parents=True)
         with matched_as(matched):
-            figures.append(transferring.transfer(stage, inputs, folder, Silent()))
+            figures.append(move(stage, inputs, folder))
         moved.append(read_adapter(folder))
     found, expected = moved
     assert found.keys() == expected.keys()

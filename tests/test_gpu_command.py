@@ -3,6 +3,7 @@ failures."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -69,6 +70,27 @@ def test_a_profile_of_four_devices_runs_on_those_that_there_are() -> None:
     assert "hardware.devices=2 train.batch_size=16" in asked(2)
     assert "hardware.devices" not in asked(8)
     assert "train.batch_size=8" in asked(8)
+
+
+def test_a_base_on_several_gpus_is_compared_with_a_copy_on_each(work: Path) -> None:
+    def steps(gpus: int) -> list[Any]:
+        return [step for step in gpu.steps(gpus) if step.section == gpu.SPREAD]
+
+    for step in steps(1):
+        assert ran(step).result == "skipped: one GPU: there is nothing to spread a base over"
+    whole, spread = steps(4)
+    assert not whole.needs()
+    assert not spread.needs()
+    assert "hardware.devices=4" in spread.command
+    for step, loss in ((whole, 1.2), (spread, 1.2005)):
+        file = step.folder / "runs" / "one" / "results.json"
+        file.parent.mkdir(parents=True)
+        row = {"system": "tiny_llama", "accuracy": 0.25, "loss": loss}
+        file.write_text(json.dumps({"systems": [row]}))
+    assert spread.figures(spread.folder, "") == "accuracy 0.250, loss 1.20050"
+    file.write_text(file.read_text().replace("1.2005", "1.3"))
+    with pytest.raises(gpu.Wrong, match=r"loss 1\.30000, but accuracy 0\.250, loss 1\.20000"):
+        spread.figures(spread.folder, "")
 
 
 def test_all_contenders_of_the_training_benchmark_get_the_device_and_precision() -> None:

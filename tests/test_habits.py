@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 
-from conftest import Launch, Silent
+from conftest import Launch, Silent, move
 from paw.cli.compose import compose_config, groups
 from paw.data.load import examples
 from paw.data.tokenise import Encoded
@@ -346,7 +346,7 @@ def test_the_notes_projection_is_the_nearest_in_its_subspaces(tmp_path: Path) ->
     ranks."""
     from paw.store import Store
     from paw.transfer.linalg import singular_basis
-    from paw.transfer.transfer import STAGE, TransferStage
+    from paw.transfer.transfer import TransferStage
 
     store, base = Store(tmp_path / "store"), embedded("tiny_llama")
     adapter = lora(tmp_path / "adapter")
@@ -357,8 +357,8 @@ def test_the_notes_projection_is_the_nearest_in_its_subspaces(tmp_path: Path) ->
         "target": store.file(base),
     }
     stage = TransferStage(transfer=c, text=None, runtime=Runtime("float32"))
-    done = store.run(STAGE, stage, inputs, Silent())
-    moved, before = read_adapter(done.path), read_adapter(adapter)
+    move(stage, inputs, tmp_path / "moved")
+    moved, before = read_adapter(tmp_path / "moved"), read_adapter(adapter)
     weights = load_model(base, Runtime("float32"))
     for name in list(before)[:4]:
         w = weights.get_submodule(name).weight.detach()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
 
-from conftest import Silent
+from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.models.adapters import Factors, attach, fused, made_for, read_adapter, write_adapter
 from paw.models.load import Runtime, load_tokenizer
@@ -227,7 +227,7 @@ def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Pa
         calibrate.calibrate(stage, inputs, moments, Silent())
     inputs["moments"] = Input(moments, "moments")
     what = transferring.TransferStage(transfer=config, text=text, runtime=Runtime("float32"))
-    transferring.transfer(what, inputs, folder, Silent())
+    move(what, inputs, folder)
     if method != spoilt:
         out = tmp / f"{spoilt}_of_{method}_{by}"
         out.mkdir()

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Silent
+from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.data.load import examples
 from paw.errors import ConfigError, TransferError
@@ -34,7 +34,7 @@ from paw.transfer import transfer as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
 from paw.transfer.config import TransferConfig
 from paw.transfer.controls import transfer_named
-from paw.transfer.gate import gate
+from paw.transfer.gate import GateResult, _joined, mark
 from paw.transfer.layers import by_index, proportional, spread
 from paw.transfer.maps import Eye, Product
 from paw.transfer.methods import copy, method_named, per_head, ridge, shift
@@ -404,7 +404,7 @@ def run(
     streaming: bool = False,
     layers: Layers | None = None,
     name: str = "out",
-) -> tuple[Path, transferring.TransferResult]:
+) -> tuple[Path, GateResult]:
     """Both stages. `layers` instead of those that the configuration matches."""
     inputs = models(source, target) | {"adapter": Input(tmp_path / "adapter", "adapter")} | TEXT
     seen, out, moments = (
@@ -420,7 +420,7 @@ def run(
             inputs["moments"] = Input(moments, "moments")
         out.mkdir()
         what = transferring.TransferStage(transfer=config, text=seen, runtime=RUNTIME)
-        return out, transferring.transfer(what, inputs, out, Silent())
+        return out, move(what, inputs, out)
 
 
 QUICK = {"positions": 2000}
@@ -619,7 +619,7 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
             {"target": f"model.layers.{i}.mlp.up_proj", "similarity": raw, "excess": over}
             for i, (raw, over) in enumerate(found)
         ]
-        left = gate(rows, replace(config, similarity=scale))
+        left = mark(rows, replace(config, similarity=scale))
         assert [r["transferred"] for r in rows] == passed, scale
         for threshold, count in left.items():
             assert count == sum(
@@ -629,7 +629,7 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
         assert left["0.3"] == 2
     best = r"0\.6 lets no module through \(the largest raw similarity is 0\.5\)"
     with pytest.raises(TransferError, match=rf"similarity_threshold={best}"):
-        gate(rows, replace(config, similarity="raw", similarity_threshold=0.6))
+        mark(rows, replace(config, similarity="raw", similarity_threshold=0.6))
     # of a layer the mean counts, not the sum: three of .5 are less than .6 and .7
     modules = [
         (0, "q_proj", 0.5),
@@ -642,7 +642,7 @@ def test_the_gate_lets_through_what_is_as_similar_as_asked() -> None:
         {"target": f"model.layers.{layer}.self_attn.{m}", "similarity": s}
         for layer, m, s in modules
     ]
-    gate(rows, replace(config, similarity="raw", similarity_threshold=0.0, keep_top=0.5))
+    mark(rows, replace(config, similarity="raw", similarity_threshold=0.0, keep_top=0.5))
     assert [r["transferred"] for r in rows] == [False, False, False, True, True]
 
 
@@ -1129,7 +1129,7 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
     inputs = models("tiny_llama", "tiny_qwen2") | {"adapter": Input(tmp_path / "adapter", "a")}
     (tmp_path / "out").mkdir()
     stage = transferring.TransferStage(transfer=config, text=None, runtime=RUNTIME)
-    result = transferring.transfer(stage, inputs, tmp_path / "out", Silent())
+    result = move(stage, inputs, tmp_path / "out")
     assert (result.r2_in, result.r2_out, result.feasibility) == (None, None, "unknown")
     for row in json.loads((tmp_path / "out" / "report.json").read_text())["modules"]:
         assert row["relative_after"] == pytest.approx(row["relative_before"], rel=1e-3)
@@ -1138,7 +1138,7 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
         transferring.transfer(stage, inputs, tmp_path / "out", Silent())
     rows = [{"target": MODULE, "source": MODULE}]
     with pytest.raises(TransferError, match="measures no similarity"):
-        gate(rows, replace(config, keep_top=0.5))
+        mark(rows, replace(config, keep_top=0.5))
     w = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
     endless = Factors(torch.full((3, 12), float("inf")), torch.ones(8, 3))
     plain = replace(transfer_named("copy", config), gain="none")
@@ -1149,8 +1149,8 @@ def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> Non
 def test_what_several_layers_give_one_is_added_up() -> None:
     """And cut to the largest of their ranks: the best of that rank."""
     one, two, three = (factors(10, 7, r, seed) for r, seed in ((2, 0), (3, 1), (1, 2)))
-    assert transferring._joined([one]) is one
-    found = transferring._joined([one, two, three])
+    assert _joined([one]) is one
+    found = _joined([one, two, three])
     u, s, vh = torch.linalg.svd(one.b @ one.a + two.b @ two.a + three.b @ three.a)
     assert found.rank == 3
     assert torch.allclose(found.b @ found.a, u[:, :3] * s[:3] @ vh[:3], atol=1e-4)

@@ -11,16 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Silent
+from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.errors import ConfigError, TransferError
 from paw.models.adapters import read_adapter
 from paw.store import Input, Store, content
-from paw.transfer import calibrate, configs, match, spoil, transfer
+from paw.transfer import calibrate, configs, gate, match, spoil, transfer
 from paw.transfer.checks import check_calibration, check_controls, check_transfer
 from paw.transfer.config import TransferConfig
 from paw.transfer.controls import methods, real_method, shuffle_of, transfer_named
 from paw.transfer.evidence import MOMENTS, Moments, Text, WeightsOnly, evidence
+from paw.transfer.gate import GateStage
 from test_transfer import RUNTIME, TEXT, TINY, models, random_adapter, text
 
 
@@ -47,7 +48,7 @@ def test_moments_that_do_not_fit_are_not_kept_and_the_text_is_run_again(tmp_path
         seen = evidence(text(300), known, memory_gb=memory, device="cpu", watch=Silent())
         assert type(seen) is kind
         what = transfer.TransferStage(transfer=less, text=text(300), runtime=RUNTIME)
-        transfer.transfer(what, known, moved, Silent())
+        move(what, known, moved)
         found.append(read_adapter(moved))
     for name, one in found[0].items():
         two = found[1][name]
@@ -80,9 +81,12 @@ def test_what_goes_before_a_transfer_is_known_of_its_configuration(ask: tuple[st
     dataset = replace(compose_config([]).dataset, path="/nowhere", calibration=None)
     said = configs.text_config(c, dataset, RUNTIME, (True, False), shuffle=3)
     assert (said.dataset, said.split, said.shuffle) == (dataset, dataset.train_split, 3)
-    moved = configs.transfer_config(c, said, bases=None, name="owner/name")
+    moved = configs.transfer_config(c, said, bases=None)
     assert moved.text == (said if c.uses_text else None)
-    assert (moved.trust, moved.name) == ((True, False), "owner/name")
+    assert moved.trust == (True, False)
+    gated = configs.gate_config(replace(c, similarity_threshold=0.5), name="owner/name")
+    assert (gated.name, gated.transfer.similarity_threshold) == ("owner/name", 0.5)
+    assert moved.transfer == configs.transfer_config(gated.transfer, said, bases=None).transfer
     matched = configs.match_config(c, said, bases=None)
     assert (matched.text is None) is (c.layers == "similarity")
     if matched.text is not None:
@@ -168,10 +172,14 @@ def test_a_result_is_a_line_and_is_restored(tmp_path: Path) -> None:
     inputs = {side: store.file(input.path) for side, input in models(*TINY).items()}
     inputs["adapter"] = store.file(tmp_path / "adapter")
     what = transfer.TransferStage(transfer=c, text=None, runtime=RUNTIME)
-    made, again = (store.run(transfer.STAGE, what, inputs, Silent()) for _ in range(2))
+    moved, again = (store.run(transfer.STAGE, what, inputs, Silent()) for _ in range(2))
+    assert (moved.reused, again.reused, moved.result) == (False, True, again.result)
+    assert str(moved.result).startswith("35 pairs of modules; similarity 1.")
+    gated = inputs | {"moved": moved.as_input()}
+    made, again = (store.run(gate.STAGE, GateStage(transfer=c), gated, Silent()) for _ in range(2))
     assert (made.reused, again.reused, made.result) == (False, True, again.result)
-    assert str(made.result).startswith("35 modules, 100% of the adapter; similarity 1.")
-    assert "; modules left by threshold: 35 at 0.0001, " in str(made.result)
+    assert str(made.result).startswith("35 modules, 100% of the adapter; modules left by threshold")
+    assert ": 35 at 0.0001, " in str(made.result)
     spoilt = store.run(
         spoil.STAGE,
         spoil.SpoilStage(method="negated", seed=0),
@@ -179,8 +187,8 @@ def test_a_result_is_a_line_and_is_restored(tmp_path: Path) -> None:
         Silent(),
     )
     assert (spoilt.result.coverage, spoilt.result.of) == (1.0, "cross_lora")
-    for stage in (match.STAGE, calibrate.STAGE, transfer.STAGE, spoil.STAGE):
+    for stage in (match.STAGE, calibrate.STAGE, transfer.STAGE, gate.STAGE, spoil.STAGE):
         module, _, name = stage.function.partition(":")
         assert callable(getattr(sys.modules[module], name))
-    explained = replace(made.result, r2_in=0.5, r2_out=0.25)
+    explained = replace(moved.result, r2_in=0.5, r2_out=0.25)
     assert "; maps explain 0.50 in, 0.25 out" in str(explained)

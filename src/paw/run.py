@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -31,7 +33,14 @@ def entry() -> None:
             print(plan)
             return
         sys.argv[1:] = command.argv
-        launch()
+        from paw.store import Preempted, stop
+
+        try:
+            with stop.ends_on(signal.SIGTERM):
+                launch()
+        except Preempted as e:
+            print(f"paw: {e}", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
     except PawError as e:
         fail(e)
     except KeyboardInterrupt:
@@ -98,26 +107,51 @@ def launch() -> None:
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(job)()
 
 
-def job(config: DictConfig) -> None:
-    """One job, alone or of a sweep. Under a launcher this is what each worker process runs."""
+def job(config: DictConfig) -> float | None:
+    """One job, alone or of a sweep. Under a launcher this is what each worker process runs.
+
+    Returns:
+        What an optimising sweeper maximises: the gap recovered by the first transferred system.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from paw.cli.compose import typed
     from paw.cli.schema import register
     from paw.errors import PawError
+    from paw.sweeps.folder import told
     from paw.tasks import dispatch
 
     register()
     hydra = HydraConfig.get()
-    sweep_dir = hydra.runtime.output_dir if hydra.mode == RunMode.MULTIRUN else None
-    try:
-        dispatch(typed(config), overrides=list(hydra.overrides.task), run_dir=sweep_dir)
-    except PawError as e:
-        if sweep_dir is None:
+    overrides = list(hydra.overrides.task)
+    if hydra.mode != RunMode.MULTIRUN:
+        try:
+            dispatch(typed(config), overrides)
+        except PawError as e:
             fail(e)
+        return None
+    folder = hydra.runtime.output_dir
+    try:
+        with told(Path(folder)):
+            return objective(dispatch(typed(config), overrides, run_dir=folder))
+    except PawError as e:
         print(f"paw: error: {e}", file=sys.stderr)  # the sweep goes on with its other jobs
         raise
+
+
+def objective(finished: object) -> float | None:
+    """The gap recovered by the first system of a run that has one: by accuracy, or where that has
+    no gap, by log-likelihood."""
+    from paw.launch.run import Finished
+    from paw.report.claims import Recovered
+
+    if not isinstance(finished, Finished):
+        return None
+    gaps = [c for c in finished.report.claims if isinstance(c, Recovered)]
+    if not gaps:
+        return None
+    return gaps[0].gap.recovered if gaps[0].gap.eligible else gaps[0].by_likelihood.recovered
 
 
 def fail(error: Exception) -> NoReturn:

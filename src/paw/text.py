@@ -15,7 +15,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     lines = (line for line in str(error).splitlines() if line.strip())
     return next(lines, type(error).__name__)

@@ -4,12 +4,13 @@ nearest valid name."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -77,11 +78,12 @@ def check(
     """
     register()
     parsed = _parsed(overrides)
+    several = next((o.input_line for o in parsed if o.is_sweep_override()), None)
+    sweep = sweep or (several is not None and _always_sweeps(parsed))
     if sweep and any(o.key_or_group == "plan" for o in parsed):
         return list(jobs(overrides, config_dir))
-    several = next((o.input_line for o in parsed if o.is_sweep_override()), None)
     first = _check_one(parsed, config_dir)
-    if several and not sweep and "hydra.mode=MULTIRUN" not in overrides:
+    if several and not sweep:
         raise ConfigError(
             f"{several}: several values are a sweep: add -m, or write a list as [a,b]."
         )
@@ -89,24 +91,30 @@ def check(
 
 
 def jobs(overrides: Sequence[str], config_dir: str | None = None) -> Iterator[RunConfig]:
-    """The configuration of every job of a sweep, by Hydra's basic sweeper. What they have in common
-    is composed once: Hydra takes a tenth of a second for it, and a sweep may have hundreds."""
+    """The configuration of every job of a sweep, by Hydra's basic sweeper."""
+    register()
+    batches = BasicSweeper.split_arguments(_parsed(overrides), None)
+    yield from configs([list(job) for batch in batches for job in batch], config_dir)
+
+
+def configs(jobs: Iterable[Sequence[str]], config_dir: str | None = None) -> Iterator[RunConfig]:
+    """A configuration for each list of overrides. What they have in common is composed once: Hydra
+    takes a tenth of a second for it, and a sweep may have hundreds."""
     register()
     known: dict[tuple[str, ...], DictConfig] = {}
-    for batch in BasicSweeper.split_arguments(_parsed(overrides), None):
-        for job in batch:
-            parsed = _parsed(job)
-            values = [o for o in parsed if _is_value(o)]
-            chosen = tuple(o.input_line or "" for o in parsed if not _is_value(o))
-            if chosen not in known:
-                known[chosen] = _composed(chosen, config_dir)
-            config = deepcopy(known[chosen])
-            try:
-                for override in values:
-                    OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
-            except OmegaConfBaseException as e:
-                raise explain.of(e) from None
-            yield typed(config)
+    for job in jobs:
+        parsed = _parsed(job)
+        values = [o for o in parsed if _is_value(o)]
+        chosen = tuple(o.input_line or "" for o in parsed if not _is_value(o))
+        if chosen not in known:
+            known[chosen] = _composed(chosen, config_dir)
+        config = deepcopy(known[chosen])
+        try:
+            for override in values:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException as e:
+            raise explain.of(e) from None
+        yield typed(config)
 
 
 def _is_value(override: Override) -> bool:
@@ -151,6 +159,17 @@ def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> 
     for variant in variants:
         _compose(variant, config_dir)
     return result
+
+
+def _always_sweeps(overrides: Sequence[Override]) -> bool:
+    """Whether Hydra runs all jobs as a sweep, single ones too: as a hardware profile that
+    dispatches them says."""
+    lines = [o.input_line or "" for o in overrides]
+    chosen = [line.partition("=")[2] for line in lines if line.startswith("hardware=")]
+    files = [choices("hardware")[name] for name in chosen if name in choices("hardware")]
+    profiles = [yaml.safe_load(file.read_text()) for file in files]
+    modes = [(profile.get("hydra") or {}).get("mode") for profile in profiles]
+    return "MULTIRUN" in modes or "hydra.mode=MULTIRUN" in lines
 
 
 def _choices(override: Override) -> list[str]:

@@ -59,7 +59,15 @@ def _root(tasks: tuple[str, ...]) -> type[Any]:
         hints = get_type_hints(config)
         for f in fields(config):
             found.setdefault(f.name, (f.name, hints[f.name], _default(f)))
-    return make_dataclass("PawConfig", found.values())
+    made = make_dataclass("PawConfig", found.values())
+    made.__module__ = __name__  # so that other processes are sent its name
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PawConfig":
+        return root()
+    raise AttributeError(name)
 
 
 def _default(f: Field[Any]) -> Any:
@@ -80,6 +88,7 @@ def stages() -> dict[str, str]:
 
 def register() -> None:
     """Tells Hydra the schemas. Safe to call twice; needed in every process that composes."""
+    Plugins.instance()  # finds the launchers, with their schemas
     store = ConfigStore.instance()
     store.store(name="paw_schema", node=root())
     # In groups of their own, so that "choose from" lists only what a user can choose.
@@ -92,6 +101,10 @@ def register() -> None:
             method = getattr(import_module(module), "METHOD", None)
             if method is not None:
                 store.store(group=group, name=name, node=method.schema)
+    # In the place of Hydra's own launcher, where a hardware profile chooses no other. An override
+    # in conf/config.yaml would go before those of the profiles.
+    here = {"_target_": "hydra_plugins.paw_launchers.Here"}
+    store.store(group="hydra/launcher", name="basic", node=here, provider="paw")
     if PluginConfigs not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(PluginConfigs)
     OmegaConf.register_new_resolver("paw.lr", _lr, replace=True)

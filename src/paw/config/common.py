@@ -24,7 +24,10 @@ class HardwareConfig:
     strategy: str = "auto"  # of training on several devices: auto is ddp
     # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
     deepspeed: Optional[str] = None
-    memory_gb: Optional[float] = None  # of one device, for task=validate
+    # auto spreads a base over the profile's devices only where one device cannot hold it
+    spread: str = "auto"
+    # of one device: for task=validate, and for what one device can hold
+    memory_gb: Optional[float] = None
     threads: Optional[int] = None
     train_batch_size: int = 4
     evaluate_batch_tokens: Optional[int] = None  # auto: by device
@@ -34,6 +37,7 @@ class HardwareConfig:
         one_of("hardware.device", self.device, ("auto", "cpu", "cuda"))
         one_of("hardware.precision", self.precision, ("auto", "float32", "bfloat16", "float16"))
         one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
+        one_of("hardware.spread", self.spread, ("auto", "never", "always"))
         within("hardware.devices", self.devices, 1, 1024)
         if self.deepspeed is not None and self.strategy != "deepspeed":
             raise ConfigError(
@@ -61,6 +65,8 @@ class RunConfig:
     hardware: HardwareConfig = MISSING
     tracker: TrackerConfig = MISSING
     paths: PathsConfig = field(default_factory=PathsConfig)
+    # of a sweep through Slurm: a cluster job per configuration (jobs), or per distinct step (steps)
+    dispatch: str = "jobs"
     plan: bool = False  # say what would run and what it would cost, and run nothing
     force: list[str] = field(default_factory=list)  # stages to run again, or [all]
     verify: bool = False  # read artifacts in full, not only what changed in size or time
@@ -69,3 +75,4 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Rules between groups: a part adds its own, and calls the next."""
+        one_of("dispatch", self.dispatch, ("jobs", "steps"))

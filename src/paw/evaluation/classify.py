@@ -10,7 +10,7 @@ import numpy as np
 from paw.data.tokenise import Encoded, pad
 from paw.errors import AdapterError
 from paw.evaluation.model import Model
-from paw.models.load import load_classifier, tells_pairs
+from paw.models.load import load_classifier, spread_over, tells_pairs
 from paw.text import some
 
 TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch
@@ -43,7 +43,9 @@ def outputs(
             f"{folder}: its head knows {len(known)} classes ({some(known)}), the data has "
             f"{len(classes)} ({some(classes)}). Use the data set it was trained on."
         )
-    base, _ = load_classifier(model.base.path, model.runtime, classes, model.trust_remote_code)
+    spread = spread_over(model.runtime, model.base.path)
+    trust = model.trust_remote_code
+    base, _ = load_classifier(model.base.path, model.runtime, classes, trust, places=spread)
     ready, pad_id = attach(base, folder, model.base.fingerprint), model.tokenizer.pad_token_id
     pairs, done = tells_pairs(base, model.tokenizer), 0
     with torch.inference_mode():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -13,14 +12,15 @@ from typing import Any
 from paw.errors import StageError
 from paw.evaluation.engine import Engine, Job
 from paw.evaluation.plan import Batch
-from paw.models.load import Runtime
-from paw.store import Watch, peak_gpu, reset_gpu, tell_gpu
+from paw.models.load import Runtime, spreads
+from paw.store import Watch, peak_gpu, reset_gpu, stop, tell_gpu
 
 
 @dataclass
 class Engines:
     """The devices of a hardware profile: one in this process, several each in a process of its
-    own. They are kept from one evaluation to the next, with the base they hold."""
+    own, or all in this process where a base is spread over them. They are kept from one evaluation
+    to the next, with the base they hold."""
 
     _one: Engine = field(default_factory=Engine)
     _workers: list[ProcessPoolExecutor] = field(default_factory=list)
@@ -41,21 +41,24 @@ class Engines:
 
     def release(self) -> None:
         """Gives the memory back, before something else needs it."""
-        for worker in self._workers:
-            worker.shutdown()
-        self._workers.clear()
+        self._stop()
         if self._one._held:
             self._one.release()
 
     def _results(
         self, job: Job, batches: Sequence[Batch]
     ) -> Iterator[tuple[int, list[Any], list[str]]]:
-        count = min(job.runtime.devices, len(batches))
+        count = min(_devices(job.runtime), len(batches))
+        if spreads(job.runtime, job.base.path):
+            self._stop()  # what they hold would be in its way
+            count = 1
         if count <= 1:
             for i, batch in enumerate(batches):
                 yield i, self._one.run(job, batch), self._one.notes
                 self._one.notes = []
             return
+        if self._one.places:  # on each of the devices
+            self._one.release()
         self._start(job.runtime)
         futures: dict[Future[tuple[list[Any], list[str], float | None]], int] = {}
         try:
@@ -75,15 +78,29 @@ class Engines:
             for future in futures:
                 future.cancel()
 
+    def _stop(self) -> None:
+        for worker in self._workers:
+            worker.shutdown()
+        self._workers.clear()
+
     def _start(self, runtime: Runtime) -> None:
         from multiprocessing import get_context
 
-        while len(self._workers) < runtime.devices:
+        while len(self._workers) < _devices(runtime):
             device = f"cuda:{len(self._workers)}" if runtime.device == "cuda" else runtime.device
             threads = max(1, (os.cpu_count() or 1) // runtime.devices)
             self._workers.append(
                 ProcessPoolExecutor(1, get_context("spawn"), _begin, (device, threads))
             )
+
+
+def _devices(runtime: Runtime) -> int:
+    """The profile's, of those that a scheduler has given this process."""
+    if runtime.device != "cuda" or runtime.devices == 1:
+        return runtime.devices
+    import torch
+
+    return max(1, min(runtime.devices, torch.cuda.device_count()))
 
 
 _ENGINE = Engine()  # of a worker process
@@ -96,7 +113,7 @@ def _begin(device: str, threads: int) -> None:
 
     global _DEVICE
     _DEVICE = device
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
+    stop.deaf()
     if device == "cpu":
         torch.set_num_threads(threads)
 

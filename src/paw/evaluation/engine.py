@@ -1,5 +1,5 @@
-"""One device: a base in memory, an adapter on it, and batches of trees scored or prompts
-continued."""
+"""One device, or several that a base is spread over: the base in memory, an adapter on it, and
+batches of trees scored or prompts continued."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from paw.data.tokenise import Encoded
 from paw.errors import StageError
 from paw.evaluation.plan import Batch, Scoring, Writing
 from paw.evaluation.trees import Packed, Tree, behind_past, chain, pack, tree, visible
-from paw.models.load import Runtime, load_model, load_tokenizer, ordinary_attention, out_of_memory
+from paw.models.load import (
+    Runtime,
+    load_model,
+    load_tokenizer,
+    ordinary_attention,
+    out_of_memory,
+    spread_over,
+)
 from paw.store import Input, free_memory
 
 if TYPE_CHECKING:
@@ -42,6 +49,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._held: tuple[Any, ...] = ()  # what the model is
+        self.places: list[str] = []  # the devices that it is spread over, if it is
         self._model: Any = None  # the base, with the adapter's layers in it if it has any
         self._tokenizer: Any = None
         self._job: Job | None = None
@@ -53,7 +61,7 @@ class Engine:
 
     def release(self) -> None:
         """Gives the memory back."""
-        self._held, self._past = (), []
+        self._held, self._past, self.places = (), [], []
         self._model = self._job = self._adapted = self._most = None
         free_memory()
 
@@ -67,15 +75,16 @@ class Engine:
         """
         import torch
 
+        device = job.runtime.device
         with torch.inference_mode():
             if job != self._job:
                 try:
                     self._prepare(job)
                 except (RuntimeError, MemoryError) as e:
                     if out_of_memory(e):
+                        where = f"{len(self.places)} devices" if self.places else device
                         raise StageError(
-                            "evaluate: the model does not fit into the memory of "
-                            f"{job.runtime.device}."
+                            f"evaluate: the model does not fit into the memory of {where}."
                         ) from None
                     raise
             return self._fitting(batch)
@@ -110,11 +119,13 @@ class Engine:
         if self._adapted is not None and not detach(*self._adapted):
             self._held = ()
         self._adapted = None
-        held = (job.base.fingerprint, replace(job.runtime, devices=1), job.trust_remote_code)
+        trust, places = job.trust_remote_code, spread_over(job.runtime, job.base.path)
+        held = (job.base.fingerprint, replace(job.runtime, devices=1), trust, *places)
         if held != self._held:
             self.release()
-            self._model = load_model(job.base.path, job.runtime, job.trust_remote_code)
-            self._tokenizer = load_tokenizer(job.base.path, job.trust_remote_code)
+            self._model = load_model(job.base.path, job.runtime, trust, "none", places)
+            self.places = places
+            self._tokenizer = load_tokenizer(job.base.path, trust)
             self._held = held
         if job.adapter is not None:
             self._held = ()  # until it is on whole
@@ -192,13 +203,13 @@ class Engine:
 
     def _forward(self, packed: Packed, cache: Any) -> torch.Tensor:
         """Logits at the positions that are read (n × vocabulary), float32."""
-        from paw.evaluation.likelihood import projecting
+        from paw.evaluation.likelihood import picked, projecting
         from paw.evaluation.past import length
 
         past, (row, place) = length(self._past), packed.reads.unbind(-1)
         # Of virtual tokens all is in the past: the base goes without the wrapper. Other adapters
         # live in its layers.
-        with projecting(self._model, lambda hidden: hidden[row, place]):
+        with projecting(self._model, lambda hidden: picked(hidden, row, place)):
             out = self._model(
                 input_ids=packed.ids,
                 attention_mask=self._masks(partial(visible, packed, past)),
@@ -234,7 +245,7 @@ class Engine:
         they are done."""
         import torch
 
-        from paw.evaluation.past import growing, length
+        from paw.evaluation.past import going_on, growing, length
 
         if not self._trees:
             return [self._write_alone(p, batch) for p in batch.prompts]
@@ -269,7 +280,7 @@ class Engine:
                     going.append(k)
             if len(going) < len(rows):
                 keep = torch.tensor(going, dtype=torch.long, device=device)
-                cache.batch_select_indices(keep)
+                going_on(cache, keep)
                 filled = filled[keep]
                 rows = [rows[k] for k in going]
             ids = torch.tensor([[chosen[k]] for k in going], device=device)

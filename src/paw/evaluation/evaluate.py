@@ -41,6 +41,7 @@ STAGE = Stage(
     config=EvaluateStage,
     result=EvaluateResult,
     keeps=True,
+    devices="one",
 )
 
 

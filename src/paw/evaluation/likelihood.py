@@ -25,6 +25,12 @@ def projecting(model: Any, pick: Callable[[torch.Tensor], torch.Tensor]) -> Iter
         hook.remove()
 
 
+def picked(hidden: torch.Tensor, row: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Hidden states (n × d) of rows and places; of a model that is spread over devices they are
+    elsewhere than what was asked."""
+    return hidden[row.to(hidden.device), place.to(hidden.device)]
+
+
 def label_logprobs(
     model: Any, rows: Sequence[Encoded], pad_id: int, packed: bool = False
 ) -> torch.Tensor:
@@ -72,6 +78,6 @@ def label_logits(
     row, place = torch.tensor(places, device=device).unbind(-1)
     width = ids.shape[1]
     # virtual tokens may stand before
-    with projecting(model, lambda hidden: hidden[row, hidden.shape[1] - width + place]):
+    with projecting(model, lambda hidden: picked(hidden, row, hidden.shape[1] - width + place)):
         logits = model(input_ids=ids, use_cache=False, **more).logits[0].float()
     return logits, ids[row, place + 1]

@@ -46,6 +46,12 @@ def growing(layers: Layers, rows: int = 1) -> Any:
     )
 
 
+def going_on(cache: Any, rows: torch.Tensor) -> None:
+    """Keeps these rows of a cache, whose layers may be on several devices."""
+    for layer in cache.layers:
+        layer.batch_select_indices(rows.to(layer.keys.device))
+
+
 def length(layers: Layers) -> int:
     """Tokens in a past."""
     return int(layers[0][0].shape[-2]) if layers else 0

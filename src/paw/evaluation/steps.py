@@ -14,9 +14,9 @@ from paw.evaluation.checks import check_mode, check_model
 from paw.evaluation.config import EvaluateConfig
 from paw.evaluation.evaluate import STAGE, EvaluateStage
 from paw.evaluation.result import EvaluateResult
-from paw.graph import Check, Node, Source, Step, steps_of
+from paw.graph import Check, Node, Source, Step, View, steps_of
 from paw.models.load import resolve_runtime
-from paw.models.steps import Base
+from paw.models.steps import Base, attached
 from paw.store import Store
 
 
@@ -49,7 +49,7 @@ def evaluate(
     if how.sample_ratio == 1 and how.limit is None and not how.num_fewshot:
         how = replace(how, seed=0)  # nothing is drawn, so every seed shares the result
     data = split(c, dataset, c.eval_split, c.form)
-    inputs: dict[str, Node] = {"model": base.node, "data": data}
+    inputs: dict[str, Node | View] = {"model": base.node, "data": data}
     checks = [usable(c, base), _records(c)]
     train = split(c, dataset, dataset.train_split, c.form)
     blind = how.mode == "classify" and adapter is None
@@ -59,7 +59,7 @@ def evaluate(
     if how.num_fewshot:
         inputs["shots"] = split(c, dataset, fewshot_split, c.form)
     if adapter is not None:
-        inputs["adapter"] = adapter
+        inputs["adapter"] = attached(adapter)
     if _trained(adapter, train):
         checks.append(apart(train, data, dataset.train_split, c.eval_split))
     config = EvaluateStage(

@@ -31,7 +31,12 @@ class CompressResult:
 
 
 STAGE = Stage(
-    "compress", "1", "paw.export.compress:compress", config=CompressStage, result=CompressResult
+    "compress",
+    "1",
+    "paw.export.compress:compress",
+    config=CompressStage,
+    result=CompressResult,
+    devices="one",
 )
 
 

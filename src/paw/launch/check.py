@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paw.config.common import RunConfig
-from paw.graph import Check, sources_of, steps_of
+from paw.graph import Check, plan, sources_of, steps_of
 from paw.launch.outline import Outline
 from paw.models.load import check_hardware
 from paw.store import Store, Watch
 
+HARDWARE = "hardware"
+
 
 def checks_of(c: RunConfig, outline: Outline) -> Iterator[Check]:
     """All checks of a graph's sources and steps, and of the machine, each once."""
-    yield Check(name="hardware", look=lambda store: check_hardware(c.hardware))
+    yield Check(name=HARDWARE, look=lambda store: check_hardware(c.hardware))
     told = set()
     parts = [("", outline.checks), *((n.identity, n.checks) for n in sources_of(outline.nodes))]
     parts += [("", step.checks) for step in steps_of(outline.nodes)]
@@ -34,11 +36,20 @@ def prepare(c: RunConfig, outline: Outline, store: Store, watch: Watch) -> list[
         PawError: the first thing that is missing or wrong.
     """
     warnings = []
-    check_hardware(c.hardware)
+    checked = _needs_devices(outline, store)
+    if checked:
+        check_hardware(c.hardware)
     for source in sources_of(outline.nodes):
         source.get(watch)
     for check in checks_of(c, outline):
-        if not check.thorough:
+        if not check.thorough and (checked or check.name != HARDWARE):
             found = check.look(store)
             warnings += [found] if check.warns and found else []
     return list(dict.fromkeys(warnings))
+
+
+def _needs_devices(outline: Outline, store: Store) -> bool:
+    """Whether anything is left to make on a device: what a cluster has made is reported on any
+    machine."""
+    left = (p.step for p in plan(outline.nodes, store) if p.state != "there")
+    return any(step.stage.devices != "none" for step in left)

@@ -226,6 +226,7 @@ def _step(step: Step[Any], execution: Execution) -> StepRow:
             ram_mib=made.cost["ram_mib"],
             gpu_mib=made.cost["gpu_mib"],
             needs=needs,
+            artifact=f"{made.stage}/{made.path.name}",
             text=str(made.result),
         )
     error = execution.failed.get(step.identity)

@@ -13,7 +13,17 @@ from omegaconf import OmegaConf
 from paw.config.common import RunConfig
 from paw.errors import ConfigError, nearest
 from paw.graph import Check, Node, Source, Step, View
-from paw.models.adapters import check_base, find_adapter, made_for, other_base, read_config
+from paw.models.adapters import (
+    CONFIG,
+    PICKLED,
+    WEIGHTS,
+    check_base,
+    classes_of,
+    find_adapter,
+    made_for,
+    other_base,
+    read_config,
+)
 from paw.models.config import ModelConfig
 from paw.models.load import is_encoder, room
 from paw.models.locate import find_model, locate, on_hub
@@ -104,6 +114,12 @@ def given(path: str, base: Base) -> Source:
     )
 
 
+def attached(adapter: Node) -> View:
+    """An adapter by what it does to a base: equal ones are evaluated once, however they were
+    made."""
+    return View(adapter, "adapter", _attached)
+
+
 def model_named(name: str) -> ModelConfig:
     """A model by its name in conf/model, by a path, or by a hub id with a slash."""
     known = choices("model")
@@ -127,3 +143,10 @@ def model_named(name: str) -> ModelConfig:
 def _tokenizer(store: Store, folder: Path) -> Input:
     files = {f: store.content(folder / f) for f in TOKENIZER if (folder / f).is_file()}
     return Input(folder, digest([files, room(folder), is_encoder(folder)]))
+
+
+def _attached(store: Store, folder: Path) -> Input:
+    store.file(folder)  # refuses one that is damaged
+    files = {f: folder / f for f in (CONFIG, WEIGHTS, PICKLED) if (folder / f).is_file()}
+    held = {name: store.content(file) for name, file in files.items()}
+    return Input(folder, digest([held, made_for(folder), classes_of(folder)]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Shapes = dict[str, tuple[int, int]]
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names what is loaded in one precision
 
 
 def module_parts(folder: Path) -> dict[str, Part]:
@@ -51,6 +54,33 @@ def _headers(folder: Path) -> tuple[Shapes, dict[str, Path]]:
         except SafetensorError as e:
             raise ModelError(f"{file}: is damaged ({e}). Fetch it again.") from None
     return shapes, files
+
+
+def weight_bytes(folder: Path, size: int) -> int:
+    """What a folder's weights take in memory, from the shards' headers.
+
+    Args:
+        size: bytes of a float once it is loaded. Quantised values stay as they are in the file.
+    """
+    total = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        for shape, dtype in _kinds(file):
+            bits = re.search(r"\d+", dtype)  # F32, BF16, I8, F8_E4M3, BOOL
+            stored = int(bits[0]) // 8 if bits else 1
+            total += prod(shape) * (size if dtype in FLOATS else stored)
+    return total
+
+
+def _kinds(file: Path) -> list[tuple[list[int], str]]:
+    """Shape and type of every tensor of a file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as shard:
+            slices = [shard.get_slice(key) for key in shard.keys()]  # noqa: SIM118
+            return [(x.get_shape(), str(x.get_dtype())) for x in slices]
+    except SafetensorError as e:
+        raise ModelError(f"{file}: is damaged ({e}). Fetch it again.") from None
 
 
 class Weights:

@@ -94,4 +94,5 @@ class StepRow:
     ram_mib: float | None = None
     gpu_mib: float | None = None
     needs: Sequence[str] = ()  # names of the steps whose artifacts it read
+    artifact: str | None = None  # what it made or reused: <stage>/<folder>, below the store's root
     text: str = ""  # its result in a line, or why there is none

@@ -5,6 +5,7 @@ from paw.store.claim import Claims, Holder
 from paw.store.fingerprint import content, digest, plain, sha256
 from paw.store.meter import peak_gpu, reset_gpu, tell_gpu, usage
 from paw.store.stage import Artifact, Context, Input, Kept, Stage, Watch
+from paw.store.stop import Preempted
 from paw.store.store import BEGUN, MANIFEST, TOKENIZER, Busy, Store, free_memory
 from paw.store.write import replacing, write_text
 
@@ -19,6 +20,7 @@ __all__ = [
     "Holder",
     "Input",
     "Kept",
+    "Preempted",
     "Stage",
     "Store",
     "Watch",

@@ -99,8 +99,9 @@ class Claims:
             return False
         mark = file.with_name(f"{file.name}.{found[0].token}")
         if not _create(mark, me):
-            if self._silent(mark):  # who made it died in between
-                mark.unlink(missing_ok=True)
+            made = _read(mark)
+            if made is not None and self._dead(mark, made[0]):  # it died in between
+                _drop(mark, made[0])
             return False
         try:
             now = _read(file)
@@ -141,14 +142,43 @@ class Claim:
 
 
 def _create(file: Path, holder: Holder) -> bool:
-    """Makes a file that is not there: the one step that a file system does for one process only."""
+    """Makes a file that is not there, whole at once. Giving a second name to a file is done for one
+    process only, over NFS, too; where a file system has no second names, its maker may be killed
+    before it has said who it is."""
+    text = json.dumps(asdict(holder))
+    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}.tmp")
+    beside.write_text(text)
+    try:
+        os.link(beside, file)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:
+        return _create_empty_first(file, text)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _create_empty_first(file: Path, text: str) -> bool:
     try:
         handle = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
     with os.fdopen(handle, "w") as f:
-        json.dump(asdict(holder), f)
+        f.write(text)
     return True
+
+
+def _drop(mark: Path, holder: Holder) -> None:
+    """Removes a dead process's mark, and puts back that of another which was quicker."""
+    gone = mark.with_name(f"{mark.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        os.rename(mark, gone)
+        found = _read(gone)
+        if found is not None and found[0].token != holder.token:
+            with contextlib.suppress(FileExistsError):
+                os.link(gone, mark)
+        gone.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[Holder, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -73,6 +73,7 @@ class Stage(Generic[R]):
     result: type[R]  # a dataclass of JSON values, whose str() is a line for the console
     resumes: bool = False  # goes on from context.unfinished
     keeps: bool = False  # leaves a model in context.kept; all other stages get its memory back
+    devices: Literal["none", "one", "all"] = "none"  # of the hardware profile, that it uses
 
     def restored(self, result: Mapping[str, Any]) -> R:
         """The result that a manifest holds. Fields that it lacks have their defaults."""

@@ -15,6 +15,7 @@ import shutil
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paw.errors import StageError
+from paw.store import journal
 from paw.store.claim import Claims, Holder
 from paw.store.fingerprint import broken, content, digest, plain, seal
 from paw.store.meter import Meter
 from paw.store.stage import Artifact, Context, Input, Kept, Stage, Watch
+from paw.store.stop import Preempted
 from paw.store.write import sync, write_text
 from paw.text import some
 
@@ -82,7 +85,7 @@ class Store:
 
     def file(self, path: Path) -> Input:
         """A file or folder as an input, known by its content."""
-        manifest = _manifest(path)
+        manifest = read_manifest(path)
         ours = (path / MANIFEST).is_file() and path.resolve().is_relative_to(self.root.resolve())
         if manifest is None and not ours:
             return Input(path, content(path, self._memo))
@@ -119,6 +122,24 @@ class Store:
     def holder(self, key: Key) -> Holder | None:
         """The process that makes an artifact now."""
         return self.claims.holder(key.claim)
+
+    def damaged(self, folder: Path) -> list[str]:
+        """The files of an artifact that are not what its stage wrote."""
+        manifest = read_manifest(folder)
+        return [MANIFEST] if manifest is None else self._damaged(folder, manifest)
+
+    def set_aside(self, folder: Path) -> Path:
+        """A damaged artifact stays, by another name, for whoever wants to know what happened. The
+        claim is held."""
+        when = time.strftime("%Y%m%d-%H%M%S")
+        return folder.rename(folder.with_name(f"{folder.name}.damaged-{when}-{os.getpid()}"))
+
+    def remove(self, folder: Path) -> None:
+        """An artifact, or what was left beside one. The claim is held. It has lost its name before
+        its first file goes: what a kill leaves is rubbish that the next maker sweeps."""
+        key = folder.name.partition(".")[0]
+        gone = folder.rename(folder.with_name(f"{key}.tmp-removed-{uuid.uuid4().hex[:12]}"))
+        shutil.rmtree(gone)
 
     def run(
         self,
@@ -173,6 +194,8 @@ class Store:
         if kept is not None and not stage.keeps:  # what comes needs the memory
             kept.release()
             free_memory()
+        note = journal.Note(self.root, stage=stage.name, key=key.value[:16])
+        note.write("began")
         try:
             with Meter() as meter:
                 function = getattr(import_module(module), name)
@@ -196,7 +219,9 @@ class Store:
             self._sweep(final)
             if unfinished is not None:
                 shutil.rmtree(unfinished, ignore_errors=True)
-        except BaseException:
+            note.write("made")
+        except BaseException as e:
+            note.write("preempted" if isinstance(e, Preempted) else "failed")
             shutil.rmtree(work, ignore_errors=True)  # failures are never results
             raise
         finally:
@@ -209,7 +234,7 @@ class Store:
 
     def _found(self, stage: Stage[R], key: Key) -> Artifact[R] | None:
         """The finished artifact, if it is there and whole."""
-        manifest = _manifest(key.folder)
+        manifest = read_manifest(key.folder)
         if manifest is None or manifest["key"] != key.value:
             return None
         damaged = self._damaged(key.folder, manifest)
@@ -226,11 +251,7 @@ class Store:
         return found
 
     def _set_aside(self, final: Path, watch: Watch) -> None:
-        """A damaged artifact stays, by another name, for whoever wants to know what happened."""
-        manifest = _manifest(final)
-        damaged = [MANIFEST] if manifest is None else self._damaged(final, manifest)
-        when = time.strftime("%Y%m%d-%H%M%S")
-        aside = final.rename(final.with_name(f"{final.name}.damaged-{when}-{os.getpid()}"))
+        damaged, aside = self.damaged(final), self.set_aside(final)
         watch.say(f"{final} is damaged ({some(damaged)}): set aside as {aside.name}, made again")
 
     def _sweep(self, final: Path) -> None:
@@ -240,7 +261,7 @@ class Store:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What an artifact's folder says of itself; None where it says nothing, or was changed."""
     try:
         found = json.loads((folder / MANIFEST).read_text())

@@ -19,7 +19,7 @@ from lightning_fabric.strategies.deepspeed import DeepSpeedStrategy
 from paw.data.encode import Rows
 from paw.errors import PawError, StageError
 from paw.models.load import Runtime, out_of_memory
-from paw.store import Watch
+from paw.store import Preempted, Watch, stop
 from paw.training import files, processes
 from paw.training.adapters import AdapterConfig, Method, method_named
 from paw.training.batches import Micro, Share, Validation, training_steps
@@ -64,11 +64,13 @@ def fit(plan: Plan, watch: Watch) -> None:
     Raises:
         OutOfMemory: where a micro-batch did not fit.
         PawError: for what the user can mend.
+        Preempted: where it was asked to end; its checkpoint is of its last step then.
     """
-    if plan.runtime.devices == 1:
-        _fit(plan, watch, 0)
-    else:
-        processes.run(partial(_fit, plan), plan.runtime.devices, plan.runtime.device, watch)
+    with stop.patiently():
+        if plan.runtime.devices == 1:
+            _fit(plan, watch, 0)
+        else:
+            processes.run(partial(_fit, plan), plan.runtime.devices, plan.runtime.device, watch)
 
 
 def _fit(plan: Plan, watch: Watch, rank: int) -> None:
@@ -109,6 +111,7 @@ class Training:
     def __init__(self, plan: Plan, watch: Watch, rank: int) -> None:
         c, runtime = plan.train, plan.runtime
         self.plan, self.watch, self.history = plan, watch, History()
+        self.ending = False  # whether any of the processes was asked to
         self.rows, self.share = Rows(plan.rows), Share(rank, runtime.devices, plan.accumulate)
         device = f"cuda:{rank}" if runtime.device == "cuda" else runtime.device
         self.model = adapted(plan, self.rows, device)
@@ -154,6 +157,9 @@ class Training:
                     self._save()
             elif history.step % c.save_every == 0 and history.step < steps:
                 self._save()
+            if self.ending and history.step < steps:
+                self._save()
+                raise Preempted
         self._write_adapter(self.plan.folder / files.LAST)
         if self.fabric.is_global_zero:
             history.write(self.plan.folder)
@@ -179,7 +185,10 @@ class Training:
                 norm: dict[str, Any] = {"max_norm": c.grad_clip, "error_if_nonfinite": False}
                 self.fabric.clip_gradients(self.module, self.optimizer, **norm)
             self.optimizer.step()
-        mean = self._over_all(loss, "mean")
+        # all processes end after the same step: they learn it with the loss that they share
+        ending = torch.full_like(loss, float(stop.asked()))
+        mean, ended = self._over_all(torch.stack([loss, ending]), "mean")
+        self.ending = ended > 0
         if not math.isfinite(mean):
             raise StageError(
                 f"train: the loss is not finite at step {step + 1}. Lower train.lr, or use "
@@ -212,11 +221,11 @@ class Training:
         found: torch.Tensor = loss.detach() / parts
         return found
 
-    def _over_all(self, number: torch.Tensor, how: str) -> float:
-        """The mean or sum of the processes' numbers."""
-        reduced = self.fabric.all_reduce(number, reduce_op=how)
+    def _over_all(self, numbers: torch.Tensor, how: str) -> list[float]:
+        """The means or sums of the processes' numbers."""
+        reduced = self.fabric.all_reduce(numbers, reduce_op=how)
         assert isinstance(reduced, torch.Tensor)
-        return float(reduced)
+        return [float(x) for x in reduced.tolist()]
 
     def _scale(self) -> float:
         """What float16's gradients are multiplied by."""
@@ -239,7 +248,8 @@ class Training:
         with torch.no_grad():
             for batch in data.batches:
                 loss = loss + self.module(batch)[0]
-        mean = self._over_all(loss, "sum") / data.counted
+        [total] = self._over_all(loss[None], "sum")
+        mean = total / data.counted
         self.history.validations.append((step, mean))
         if self.fabric.is_global_zero:
             self.watch.metrics({"val/loss": mean}, step)

@@ -52,7 +52,14 @@ class PreferResult:
         )
 
 
-STAGE = Stage("prefer", "1", "paw.training.prefer:prefer", config=PreferStage, result=PreferResult)
+STAGE = Stage(
+    "prefer",
+    "1",
+    "paw.training.prefer:prefer",
+    config=PreferStage,
+    result=PreferResult,
+    devices="one",
+)
 
 
 def prefer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from paw.errors import PawError, StageError
-from paw.store import Watch, peak_gpu, tell_gpu
+from paw.store import Preempted, Watch, peak_gpu, stop, tell_gpu
 
 Work = Callable[[Watch, int], None]  # (who is told, rank); it is sent to other processes
 
@@ -22,18 +21,22 @@ def run(work: Work, world: int, device: str, watch: Watch) -> None:
     Raises:
         PawError: what one of the processes raised; the others are ended then.
         StageError: where one was ended from outside.
+        Preempted: where this process was asked to end, when they have kept what they did.
     """
     mp: Any = import_module("torch.multiprocessing")
 
-    queue = mp.get_context("spawn").SimpleQueue()
-    args = (work, world, device, queue, _free_port())
+    spawning = mp.get_context("spawn")
+    queue, ending = spawning.SimpleQueue(), spawning.Event()
+    args = (work, world, device, queue, ending, _free_port())
     context = mp.start_processes(_process, args, nprocs=world, join=False, start_method="spawn")
-    wrong: Exception | None = None
+    wrong: BaseException | None = None
     try:
         ended = False
         while not ended:
+            if stop.asked():
+                ending.set()
             try:
-                ended = context.join(timeout=0.2)
+                ended = context.join(timeout=0.2, grace_period=3)
             except mp.ProcessRaisedException as e:
                 ended, wrong = True, wrong or e
             except mp.ProcessExitedException as e:
@@ -72,10 +75,13 @@ class _Told:
         self._queue.put(("say", (text,)))
 
 
-def _process(rank: int, work: Work, world: int, device: str, queue: Any, port: int) -> None:
+def _process(
+    rank: int, work: Work, world: int, device: str, queue: Any, ending: Any, port: int
+) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it says when to stop
+    stop.deaf()
+    stop.follow(ending)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     place = {"LOCAL_RANK": str(rank), "NODE_RANK": "0"}
     os.environ |= place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -84,6 +90,8 @@ def _process(rank: int, work: Work, world: int, device: str, queue: Any, port: i
     try:
         work(_Told(queue), rank)
         queue.put(("gpu", (f"cuda:{rank}", peak_gpu())))
+    except Preempted as e:
+        queue.put(("wrong", e))
     except PawError as e:
         queue.put(("wrong", e))
         raise

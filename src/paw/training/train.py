@@ -85,7 +85,13 @@ class TrainResult:
 
 
 STAGE = Stage(
-    "train", "3", "paw.training.train:train", config=TrainStage, result=TrainResult, resumes=True
+    "train",
+    "3",
+    "paw.training.train:train",
+    config=TrainStage,
+    result=TrainResult,
+    resumes=True,
+    devices="all",
 )
 
 

@@ -229,7 +229,8 @@ def _add(sums: dict[Any, Tensor], key: Any, x: Tensor, y: Tensor) -> None:
 
 
 class _Recorder:
-    """Hooks that keep the wanted positions (float32, positions × width) of a forward pass."""
+    """Hooks that keep the wanted positions (float32, positions × width) of a forward pass, all on
+    the model's device: that of its embeddings, where it is spread over several."""
 
     def __init__(
         self, model: Any, places: Mapping[Space, Part], rows: list[int], columns: list[int]
@@ -255,9 +256,10 @@ class _Recorder:
             if space[1].side in ("in", "stream"):
                 x = inputs[0]
             elif space[1].side == "update":
-                x = out - inputs[0]
+                x = out - inputs[0].to(out.device)
             else:
                 x = out if part.rows is None else out[..., part.rows]
-            self.now[space] = x[self._rows, self._columns].float()
+            rows, columns = (i.to(x.device) for i in (self._rows, self._columns))
+            self.now[space] = x[rows, columns].float().to(self._rows.device)
 
         return hook

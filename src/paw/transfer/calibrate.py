@@ -87,4 +87,5 @@ STAGE = Stage(
     "paw.transfer.calibrate:calibrate",
     config=CalibrateStage,
     result=CalibrateResult,
+    devices="one",
 )

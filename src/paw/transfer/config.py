@@ -16,6 +16,8 @@ from paw.transfer.modules import ROLES
 
 EVIDENCE = ("weights", "embeddings", "text", "models")
 LAYERS = ("proportional", "index", "cka", "similarity")
+# What only stage `gate` reads, at its defaults: the stages before do not depend on it.
+GATED: dict[str, Any] = {"similarity": "raw", "similarity_threshold": 1e-4, "keep_top": 1.0}
 
 
 @dataclass

@@ -7,7 +7,8 @@ from dataclasses import replace
 from paw.data.config import DatasetConfig
 from paw.models.load import Runtime
 from paw.transfer.calibrate import CalibrateStage
-from paw.transfer.config import PlaceboConfig, TransferConfig
+from paw.transfer.config import GATED, PlaceboConfig, TransferConfig
+from paw.transfer.gate import GateStage
 from paw.transfer.match import MatchStage
 from paw.transfer.model_pair import TextConfig, calibration_file
 from paw.transfer.modules import BASIS, HELD
@@ -67,23 +68,27 @@ def calibrate_config(c: TransferConfig, text: TextConfig) -> CalibrateStage:
     return CalibrateStage(text=text, layers=c.layers, spread=c.spread, memory_gb=c.memory_gb)
 
 
-def transfer_config(
-    c: TransferConfig, text: TextConfig, bases: str | None, name: str | None
-) -> TransferStage:
+def transfer_config(c: TransferConfig, text: TextConfig, bases: str | None) -> TransferStage:
     """
     Args:
         c: of a real method.
         bases: a folder where singular bases are kept.
-        name: the target's hub id, if it has one.
     """
     return TransferStage(
-        transfer=c,
+        transfer=replace(c, **GATED),
         text=text if c.uses_text else None,
         runtime=text.runtime,
-        name=name,
         bases=bases,
         trust=text.trust,
     )
+
+
+def gate_config(c: TransferConfig, name: str | None) -> GateStage:
+    """
+    Args:
+        name: the target's hub id, if it has one.
+    """
+    return GateStage(transfer=c, name=name)
 
 
 def spoil_config(c: PlaceboConfig) -> SpoilStage:

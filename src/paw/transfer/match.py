@@ -62,7 +62,9 @@ def match(config: MatchStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     return result
 
 
-STAGE = Stage("match", "1", "paw.transfer.match:match", config=MatchStage, result=MatchResult)
+STAGE = Stage(
+    "match", "1", "paw.transfer.match:match", config=MatchStage, result=MatchResult, devices="one"
+)
 
 
 def _by_text(config: TextConfig, inputs: Mapping[str, Input]) -> list[list[float]]:

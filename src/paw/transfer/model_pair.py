@@ -1,4 +1,4 @@
-"""Both models on their device, and a text without labels in both's tokens."""
+"""Both models on their device or devices, and a text without labels in both's tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paw.data.example import words
 from paw.data.load import examples
 from paw.errors import DataError
 from paw.models.layout import parts
-from paw.models.load import Runtime, load_model, load_tokenizer
+from paw.models.load import Runtime, load_model, load_tokenizer, spread_over
 from paw.store import Input, Watch
 from paw.transfer.config import TransferConfig
 from paw.transfer.modules import HELD, Names, Space, by_layer, shared_spaces
@@ -64,7 +64,10 @@ class ModelPair:
         self.fit, self.held = hold_out(self.texts, HELD)
         self.positions = sum(len(t.positions) for t in self.texts)
         self.pads = (tokenizers[0].pad_token_id, tokenizers[1].pad_token_id)
-        self.source, self.target = (load_model(path, config.runtime, trust) for path, trust in each)
+        places = spread_over(config.runtime, *(path for path, _ in each))
+        self.source, self.target = (
+            load_model(path, config.runtime, trust, places=places) for path, trust in each
+        )
         self.models = (self.source, self.target)
         self.parts = [
             parts(_linears(model), path) for model, (path, _) in zip(self.models, each, strict=True)

@@ -21,6 +21,7 @@ from paw.transfer.checks import check_calibration, check_controls, check_fits, c
 from paw.transfer.config import PlaceboConfig, TransferConfig
 from paw.transfer.configs import (
     calibrate_config,
+    gate_config,
     match_config,
     needs_match,
     needs_moments,
@@ -31,6 +32,8 @@ from paw.transfer.configs import (
 )
 from paw.transfer.controls import methods as methods_of
 from paw.transfer.controls import real_method, shuffle_of
+from paw.transfer.gate import STAGE as GATE
+from paw.transfer.gate import GateResult
 from paw.transfer.match import STAGE as MATCH
 from paw.transfer.model_pair import calibration_file
 from paw.transfer.spoil import STAGE as SPOIL
@@ -75,12 +78,12 @@ def transfer(
 
 
 def real_transfer(moved: Step[Any]) -> Step[TransferResult]:
-    """The transfer itself, of one that may be spoilt."""
-    if moved.stage is TRANSFER:
-        return moved
-    spoilt = moved.inputs["adapter"]
-    assert isinstance(spoilt, Step)
-    return spoilt
+    """The transfer itself, before the gate, of an adapter that may be spoilt."""
+    gated = moved if moved.stage is GATE else moved.inputs["adapter"]
+    assert isinstance(gated, Step)
+    found = gated.inputs["moved"]
+    assert isinstance(found, Step)
+    return found
 
 
 def fits(adapter: Node, base: Base) -> Check:
@@ -102,7 +105,7 @@ def _transfer(
     target: Base,
     method: TransferConfig,
     shuffle: int | None = None,
-) -> Step[TransferResult]:
+) -> Step[GateResult]:
     trust = (source.config.trust_remote_code, target.config.trust_remote_code)
     text = text_config(method, c.dataset, resolve_runtime(c.hardware), trust, shuffle)
     seen = _text(c, method) if needs_text(method) else {}
@@ -126,12 +129,19 @@ def _transfer(
             inputs={**models, **matched, **seen},
         )
     paired = "" if shuffle is None else f", positions paired at random, seed {shuffle}"
-    return Step(
+    moved = Step(
         stage=TRANSFER,
         name=f"transfer by {method.method}{paired}",
-        config=transfer_config(method, text, _bases(c), target.config.hub),
+        config=transfer_config(method, text, _bases(c)),
         inputs=inputs,
         checks=_checks(c, adapter, source, target, method),
+    )
+    pictured = {"match": inputs["match"]} if "match" in inputs else {}
+    return Step(
+        stage=GATE,
+        name=f"gate {method.method}{paired} at {method.similarity_threshold:g}",
+        config=gate_config(method, target.config.hub),
+        inputs={"moved": moved, "adapter": adapter, **models, **pictured},
     )
 
 

@@ -1,11 +1,12 @@
-"""Stage `transfer`: an adapter of the source as an adapter of the target, by two maps a module.
+"""Stage `transfer`: every module of the source's adapter on its twin in the target, by two maps.
 
     A_t = A_s·T_in        B_t = gain · T_out·B_s
 
 The result has exactly the source's rank and ΔW is never formed. Which maps, a method decides
 (paw/transfer/methods). No model is built: weights are read tensor by tensor, activations are known
 by their moments (paw/transfer/evidence). Only methods that correct themselves along the depth run
-the models.
+the models. Which of the modules are used, stage `gate` decides, so that a sweep over thresholds
+computes the maps once.
 """
 
 from __future__ import annotations
@@ -13,44 +14,42 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
 from paw.errors import TransferError
-from paw.models.adapters import Factors, fused, stamp, write_adapter
+from paw.models.adapters import Factors
 from paw.models.load import Runtime
-from paw.models.tensors import Weights, module_parts
+from paw.models.tensors import Weights
 from paw.store import Input, Stage, Watch
 from paw.transfer.checks import plan
 from paw.transfer.config import TransferConfig
 from paw.transfer.evidence import Evidence, evidence
 from paw.transfer.figures import Row, measured, norms
 from paw.transfer.gain import gain_of
-from paw.transfer.gate import gate
-from paw.transfer.layers import layers_of, matched_layers
+from paw.transfer.layers import matched_layers
 from paw.transfer.methods import Fit, method_named
 from paw.transfer.model_pair import TextConfig
 from paw.transfer.modules import Layers, Names, by_layer, layer_of
+from paw.transfer.moved import Moved, write_moved
 from paw.transfer.pairing import Pair
 from paw.transfer.prefetch import ahead, module_pairs
-from paw.transfer.report import write_report
 from paw.transfer.verdict import feasibility, mean
 
 if TYPE_CHECKING:
     from paw.transfer.methods import MapsOf
 
-MEANS = ("similarity", "chance", "weights", "kept_energy", "r2_in", "r2_out")
-Moved = Iterator[tuple[Factors, Row]]
+
+Pairs = Iterator[tuple[Factors, Row]]
 
 
 @dataclass(kw_only=True)
 class TransferStage:
-    transfer: TransferConfig
+    transfer: TransferConfig  # with the gate's fields at their defaults
     text: TextConfig | None  # None where weights are enough
     runtime: Runtime
-    name: str | None = transient(None)  # the target's hub id; else it is named by its path
     bases: str | None = transient(None)  # where singular bases are kept
     # Whether code of the source's, of the target's folder is run.
     trust: tuple[bool, bool] = transient((False, False))
@@ -59,56 +58,45 @@ class TransferStage:
 @dataclass(frozen=True, kw_only=True)
 class TransferResult:
     """Figures that are None were not measured: by a method without maps, or where no text was run.
-    Means are over modules."""
+    Means are over pairs of modules."""
 
     method: str
-    coverage: float  # share of the source adapter's modules that were used
-    target_modules: int
-    target_coverage: float  # share of the target's modules that are adapted
+    pairs: int  # of a module of the source and one of the target
     similarity: float | None = None
     chance: float | None = None  # of the similarity
-    weights: float | None = None
-    kept_energy: float | None = None
     r2_in: float | None = None
     r2_out: float | None = None
-    left: dict[str, int] = field(default_factory=dict)  # modules that each threshold leaves
     feasibility: str = "unknown"
     why: str = ""
-    gate: str = "raw"  # the similarity that thresholds are of
 
     def __str__(self) -> str:
-        said = f"{self.target_modules} modules, {self.coverage:.0%} of the adapter"
+        said = f"{self.pairs} pairs of modules"
         if self.similarity is not None:
             said += f"; similarity {self.similarity:.3f} (chance {self.chance:.3f})"
         if self.r2_in is not None:
             said += f"; maps explain {self.r2_in:.2f} in, {self.r2_out:.2f} out"
-        if self.gate == "weights" and self.left:
-            left = ", ".join(f"{n} at {threshold}" for threshold, n in self.left.items())
-            said += f"; modules left by threshold: {left}"
         return said
 
 
 def transfer(
     config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch
 ) -> TransferResult:
-    """Moves every module that has a twin and passes the gate.
+    """Moves every module that has a twin.
 
     Args:
         inputs: `adapter`, `source` and `target`; where a text is used `calibration` or `data`, and
             `moments`, the artifact of stage `calibrate`, for methods that do not run the models;
-            `match` where layers are matched by similarity (else only for the report's picture).
+            `match` where layers are matched by similarity.
 
-    Writes the adapter as a PEFT folder stamped with where it comes from, and a report: report.json
-    with a row a module, report.md and report.png.
+    Writes what stage `gate` reads: the factors of every pair, and a row of figures for each.
 
     Raises:
-        TransferError: if the adapter does not fit the source, nothing has a twin or nothing passes
-            the gate.
+        TransferError: if the adapter does not fit the source, or nothing has a twin.
     """
-    c, target = config.transfer, inputs["target"]
+    c = config.transfer
     layers = matched_layers(c.layers, c.spread, inputs)
     adapter, names = plan(
-        inputs["adapter"].path, inputs["source"].path, target.path, layers, c.modules
+        inputs["adapter"].path, inputs["source"].path, inputs["target"].path, layers, c.modules
     )
     known = evidence(
         config.text, inputs, memory_gb=c.memory_gb, device=config.runtime.device, watch=watch
@@ -120,34 +108,26 @@ def transfer(
         assert method.maps is not None, f"transfer={c.method} spoils the result of another method"
         moved = _mapped(adapter, names, method.maps, known, config, inputs, watch)
     found = list(moved)
+    if not found:
+        raise TransferError(
+            f"transfer.modules={c.modules}: transfer={c.method} adapts none of these. Leave it out."
+        )
     rows = [row for _, row in found]
-    left = gate(rows, c)
-    joined = _by_target(found)
-    write_adapter(out, fused(joined, module_parts(target.path)), config.name or str(target.path))
-    used = {row["source"] for row in rows if row["transferred"]} & adapter.keys()
+    write_moved(out, Moved(found=found, layers=layers, modules=list(adapter)))
     word, why = feasibility(rows)
     figures: dict[str, Any] = {
-        "method": c.method,
-        "coverage": len(used) / len(adapter),
-        "target_modules": len(joined),
-        "target_coverage": len(joined) / sum(map(len, layers_of(target.path).values())),
-        **{key: mean(rows, key) for key in MEANS},
-        "left": left,
-        "feasibility": word,
-        "why": why,
+        key: mean(rows, key) for key in ("similarity", "chance", "r2_in", "r2_out")
     }
-    origin = {
-        side: {"fingerprint": inputs[side].fingerprint, "path": str(inputs[side].path)}
-        for side in ("adapter", "source", "target")
-    }
-    made = {"made_by": "transfer", "config": asdict(c), **origin, "figures": figures}
-    stamp(out, target.fingerprint, **made)
-    write_report(out, rows, figures, layers, inputs.get("match"))
-    return TransferResult(**figures, gate=c.similarity)
+    return TransferResult(method=c.method, pairs=len(rows), feasibility=word, why=why, **figures)
 
 
 STAGE = Stage(
-    "transfer", "3", "paw.transfer.transfer:transfer", config=TransferStage, result=TransferResult
+    "transfer",
+    "4",
+    "paw.transfer.transfer:transfer",
+    config=TransferStage,
+    result=TransferResult,
+    devices="one",
 )
 
 
@@ -159,7 +139,7 @@ def _mapped(
     config: TransferStage,
     inputs: Mapping[str, Input],
     watch: Watch,
-) -> Moved:
+) -> Pairs:
     """Factors on the target with their rows of the report, by a method's maps."""
     targets, c = Counter(source for source, _ in names), config.transfer
     pairs = ahead(module_pairs(adapter, names, known, config, inputs), c.workers)
@@ -203,7 +183,7 @@ def _fitted(
     config: TransferStage,
     inputs: Mapping[str, Input],
     watch: Watch,
-) -> Moved:
+) -> Pairs:
     """The same by a method's own fit. It may adapt other modules than the source's."""
     found = method.fit(adapter, known.models(), layers, config.transfer, watch)
     source, target = (
@@ -218,25 +198,3 @@ def _fitted(
         before = adapter.get(twin, Factors(fitted.a[:0], fitted.b[:, :0]))
         each = (before, float(source[twin].norm())), (fitted, float(target[name].norm()))
         yield fitted, {"source": twin, "target": name, **norms(*each)}
-
-
-def _by_target(found: list[tuple[Factors, Row]]) -> dict[str, Factors]:
-    """What is transferred to each module of the target."""
-    parts: dict[str, list[Factors]] = {}
-    for factors, row in found:
-        if row["transferred"]:
-            parts.setdefault(row["target"], []).append(factors)
-    return {name: _joined(several) for name, several in parts.items()}
-
-
-def _joined(found: list[Factors]) -> Factors:
-    """Several sources' factors on one target module: added up, and cut to the largest of their
-    ranks."""
-    if len(found) == 1:
-        return found[0]
-    import torch
-
-    from paw.transfer.linalg import recompress
-
-    a, b = torch.cat([f.a for f in found]), torch.cat([f.b for f in found], dim=1)
-    return Factors(*recompress(a, b, max(f.rank for f in found)))

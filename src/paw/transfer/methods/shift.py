@@ -123,9 +123,10 @@ def adapted(
     """The model with B·A added to its modules for as long as the block lasts."""
     hooks = []
     for name, f in factors.items():
-        a, b = (m.to(model.device, model.dtype) for m in (f.a, f.b))
+        module = model.get_submodule(parts[name].module)
+        a, b = (m.to(module.weight.device, model.dtype) for m in (f.a, f.b))
         hook = _adding(a, b, parts[name].rows or slice(None))
-        hooks.append(model.get_submodule(parts[name].module).register_forward_hook(hook))
+        hooks.append(module.register_forward_hook(hook))
     try:
         yield
     finally:
