@@ -76,10 +76,11 @@ def submitted(
         batches = _arrays(launcher, jobs, running)
     try:
         for batch in batches:
-            known = [replace(j, id=s.job_id, log=os.path.relpath(s.paths.stdout)) for j, s in batch]
+            known = [replace(j, id=s.job_id, log=str(s.paths.stdout)) for j, s in batch]
             _write(config, where, known)
             for job in known:
-                print(f"  {names[job.number]}\n      job {job.id}, log {job.log}", flush=True)
+                log = os.path.relpath(job.log or "")
+                print(f"  {names[job.number]}\n      job {job.id}, log {log}", flush=True)
         _wait(running, folder, names)
     except KeyboardInterrupt:
         page = f"python -m paw.run task=report sweep={folder}"
