@@ -15,6 +15,7 @@ from conftest import Paw
 from paw.cli.compose import compose_config, groups
 from paw.errors import ConfigError
 from paw.paths import conf_dir
+from paw.run import checked
 from paw.transfer.config import PlaceboConfig
 from paw.transfer.controls import transfer_named
 from paw.transfer.methods.ridge import RidgeConfig
@@ -277,3 +278,34 @@ def test_a_wrong_sweep_is_refused_whole(paw: Paw) -> None:
 def test_errors_are_typed_for_library_users() -> None:
     with pytest.raises(ConfigError, match="Did you mean"):
         compose_config(["transfer=ridgee"])
+
+
+def test_a_profile_that_dispatches_takes_several_values_without_m(tmp_path: Path) -> None:
+    """Also a user's own, in a folder outside."""
+    (tmp_path / "hardware").mkdir()
+    ours = "# @package _global_\ndefaults:\n  - cpu@hardware\n  - _self_\n"
+    ours += "  - override /hydra/launcher: paw_slurm\nhydra:\n  mode: MULTIRUN\n"
+    (tmp_path / "hardware" / "ours.yaml").write_text(ours)
+    several = ["experiment=demo", "seed=0,1"]
+    for profile in ("local_pool", "slurm_cpu", "slurm_rtx4090", "slurm_a800x4", "slurm_gpux8"):
+        assert checked([f"hardware={profile}", *several]).jobs
+    [c] = checked(["--config-dir", str(tmp_path), "hardware=ours", *several]).jobs
+    assert c.hardware.device == "cpu"
+    with pytest.raises(ConfigError, match="several values are a sweep: add -m"):
+        checked(["hardware=cpu", *several])
+    with pytest.raises(ConfigError, match="dispatch: 'step' is not allowed"):
+        checked(["hardware=slurm_cpu", "experiment=demo", "dispatch=step"])
+
+
+def test_a_plan_has_gpu_hours_where_a_profile_has_gpus(tmp_path: Path) -> None:
+    """Of the devices that a stage uses, by what it took before: here it never ran."""
+    ask = ["experiment=demo", "plan=true", f"paths.artifacts={tmp_path}"]
+    table = checked(["hardware=a800x4", *ask]).plan() or ""
+    cells = {
+        row[1].strip(): row[-2].strip()
+        for line in table.splitlines()
+        if len(row := line.split("|")) == 9
+    }
+    assert cells["stage"] == "GPU hours"
+    assert (cells["encode"], cells["train"]) == ("0.00", "2 × ?")
+    assert "GPU hours" not in (checked(["hardware=cpu", *ask]).plan() or "")

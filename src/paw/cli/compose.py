@@ -79,7 +79,7 @@ def check(
     register()
     parsed = _parsed(overrides)
     several = next((o.input_line for o in parsed if o.is_sweep_override()), None)
-    sweep = sweep or (several is not None and _always_sweeps(parsed))
+    sweep = sweep or (several is not None and _always_sweeps(parsed, config_dir))
     if sweep and any(o.key_or_group == "plan" for o in parsed):
         return list(jobs(overrides, config_dir))
     first = _check_one(parsed, config_dir)
@@ -161,13 +161,15 @@ def _check_one(overrides: Sequence[Override], config_dir: str | None = None) -> 
     return result
 
 
-def _always_sweeps(overrides: Sequence[Override]) -> bool:
+def _always_sweeps(overrides: Sequence[Override], config_dir: str | None) -> bool:
     """Whether Hydra runs all jobs as a sweep, single ones too: as a hardware profile that
     dispatches them says."""
     lines = [o.input_line or "" for o in overrides]
     chosen = [line.partition("=")[2] for line in lines if line.startswith("hardware=")]
-    files = [choices("hardware")[name] for name in chosen if name in choices("hardware")]
-    profiles = [yaml.safe_load(file.read_text()) for file in files]
+    known = choices("hardware")
+    if config_dir:
+        known |= {file.stem: file for file in Path(config_dir).glob("hardware/*.yaml")}
+    profiles = [yaml.safe_load(known[name].read_text()) for name in chosen if name in known]
     modes = [(profile.get("hydra") or {}).get("mode") for profile in profiles]
     return "MULTIRUN" in modes or "hydra.mode=MULTIRUN" in lines
 

@@ -24,4 +24,5 @@ def planned(jobs: Sequence[RunConfig]) -> str:
         if not hasattr(task, "build"):
             raise ConfigError(f"plan: task={c.task} has no steps to plan. Leave plan out.")
         nodes += task.build(c).nodes
-    return shown(plan(nodes, store_of(jobs[0])), len(jobs))
+    gpus = max(c.hardware.devices if c.hardware.device == "cuda" else 0 for c in jobs)
+    return shown(plan(nodes, store_of(jobs[0])), len(jobs), gpus)

@@ -7,16 +7,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paw import plugins
 from paw.config.common import RunConfig
 from paw.console import Console
 from paw.graph import Execution, Step, execute, plan, sources_of, steps_of
+from paw.launch.check import HARDWARE, checks_of
+from paw.launch.outline import Outline
 from paw.launch.run import store_of
-
-if TYPE_CHECKING:
-    from paw.launch.outline import Outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +36,9 @@ class StepJob:
             console, execution = Console(), Execution([step], store_of(c))
             for source in sources_of([step]):
                 source.get(console)
+            for check in checks_of(c, Outline(label="", first=[step])):
+                if check.name != HARDWARE and not check.thorough:  # it has what its step asked for
+                    check.look(execution.store)
             execute(execution, console)
             return str(execution[step].result)
 
