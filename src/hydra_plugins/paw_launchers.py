@@ -49,9 +49,12 @@ class Submitted(BaseSubmititLauncher):  # type: ignore[misc]
         have no traceback. One that is preempted ends in good order first, and is requeued by
         submitit then.
         """
+        from paw.sweeps.nodes import first_of_nodes, followed, leads
         from paw.sweeps.signals import ends_in_good_order
 
-        with ends_in_good_order():
+        if not leads():
+            return followed()
+        with ends_in_good_order(), first_of_nodes():
             done: JobReturn = super().__call__(*job)
         _ = done.return_value
         return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import QUICK, Paw
@@ -222,6 +224,60 @@ def test_a_preempted_training_is_requeued_and_ends_as_an_unbroken_one(
     ]
     assert files[0] == files[1]
     assert files[2] == files[3]
+
+
+NODES = ["hardware.nodes=2", "hydra.launcher.nodes=2", "hardware.strategy=fsdp"]
+
+
+def test_a_training_over_two_nodes_is_that_of_two_processes(
+    paw: Paw, tmp_path: Path, env: dict[str, str]
+) -> None:
+    asked = ["task=train", *SMALL, "train.max_steps=6"]
+    cluster, here = tmp_path / "cluster", tmp_path / "here"
+    for folder in (cluster, here):
+        folder.mkdir()
+    # virtual nodes have one host name, which says nothing of loopback
+    paw(*CLUSTER, *NODES, *asked, cwd=cluster, env={**env, "MASTER_ADDR": "127.0.0.1"})
+    alone = ["hardware=cpu", "hardware.devices=2", "hardware.strategy=fsdp"]
+    paw(*alone, *asked, cwd=here, env={"OMP_NUM_THREADS": "1"})
+    for name in ("adapter_model.safetensors", "curve.jsonl"):
+        one, two = (
+            next((folder / "outputs" / "artifacts" / "train").glob(f"*/{name}")).read_bytes()
+            for folder in (cluster, here)
+        )
+        assert one == two
+    [job] = sweep_in(cluster).jobs
+    logs = sorted(Path(str(job.log)).parent.glob("*_log.out"))
+    assert len(logs) == 2
+    assert "paw " not in logs[1].read_text(), "the second node only follows"
+
+
+def test_a_node_that_is_lost_ends_the_training(tmp_path: Path, env: dict[str, str]) -> None:
+    """With a line, and at once: the other node's processes would wait for it."""
+    env = {**env, "MASTER_ADDR": "127.0.0.1"}
+    one = start(tmp_path, env, *NODES, "task=train", *SMALL, "train.max_steps=5000")
+    store = tmp_path / "outputs" / "artifacts"
+    until(lambda: list(store.glob("train/*.unfinished/begun.json")))
+    [job] = sweep_in(tmp_path).jobs
+
+    def second() -> list[psutil.Process]:
+        """The training's processes on the second node."""
+        mine = {"SLURM_PROCID": "1", "SLURM_JOB_ID": str(job.id)}
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if mine.items() <= process.environ().items():
+                    found += [c for c in process.children() if "spawn_main" in str(c.cmdline())]
+        return found
+
+    until(second)
+    time.sleep(8)  # into its steps
+    for process in second():
+        process.kill()
+    text, _ = one.communicate(timeout=120)
+    assert one.returncode == 2, text
+    assert "a process was ended from outside" in text
+    assert not list(store.glob("train/*.claim"))
 
 
 def test_what_the_cluster_refuses_is_one_line(paw: Paw, env: dict[str, str]) -> None:

@@ -21,6 +21,7 @@ class HardwareConfig:
     device: str = "auto"
     precision: str = "auto"
     devices: int = 1
+    nodes: int = 1  # that a training spans in a cluster's job, with so many devices each
     strategy: str = "auto"  # of training on several devices: auto is ddp
     # a DeepSpeed configuration of one's own (json); else ZeRO-2 with its optimizer in RAM
     deepspeed: Optional[str] = None
@@ -39,6 +40,7 @@ class HardwareConfig:
         one_of("hardware.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         one_of("hardware.spread", self.spread, ("auto", "never", "always"))
         within("hardware.devices", self.devices, 1, 1024)
+        within("hardware.nodes", self.nodes, 1, 1024)
         if self.deepspeed is not None and self.strategy != "deepspeed":
             raise ConfigError(
                 f"hardware.deepspeed: needs hardware.strategy=deepspeed, not {self.strategy}."

@@ -42,6 +42,7 @@ class Runtime:
     deepspeed: str | None = transient(None)
     spread: str = transient("auto")
     memory_gb: float | None = transient(None)  # of one device, where the profile says it
+    nodes: int = transient(1)  # that a training spans
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,6 +74,7 @@ def resolve_runtime(hardware: HardwareConfig) -> Runtime:
         own,
         hardware.spread,
         hardware.memory_gb,
+        hardware.nodes,
     )
 
 

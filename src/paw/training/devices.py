@@ -42,7 +42,8 @@ def launched(runtime: Runtime, model: Any, accumulate: int, grad_clip: float) ->
     autocast = _autocast(runtime)
     fabric = Fabric(
         accelerator="cuda" if runtime.device == "cuda" else "cpu",
-        devices=runtime.devices,
+        devices=runtime.devices // runtime.nodes,
+        num_nodes=runtime.nodes,
         strategy=_strategy(runtime, model, accumulate, grad_clip),
         precision=None if autocast else PRECISION[runtime.precision],
         # paw starts its processes itself, under Slurm too

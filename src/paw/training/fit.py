@@ -45,7 +45,7 @@ class Plan:
     model: Path
     name: str  # the base's, written into adapter_config.json
     trust_remote_code: bool
-    runtime: Runtime
+    runtime: Runtime  # its devices are those of all nodes
     adapter: AdapterConfig
     train: TrainConfig
     rows: Path
@@ -70,7 +70,9 @@ def fit(plan: Plan, watch: Watch) -> None:
         if plan.runtime.devices == 1:
             _fit(plan, watch, 0)
         else:
-            processes.run(partial(_fit, plan), plan.runtime.devices, plan.runtime.device, watch)
+            runtime = plan.runtime
+            world, nodes = runtime.devices, runtime.nodes
+            processes.run(partial(_fit, plan), world, runtime.device, watch, nodes)
 
 
 def _fit(plan: Plan, watch: Watch, rank: int) -> None:
@@ -113,7 +115,8 @@ class Training:
         self.plan, self.watch, self.history = plan, watch, History()
         self.ending = False  # whether any of the processes was asked to
         self.rows, self.share = Rows(plan.rows), Share(rank, runtime.devices, plan.accumulate)
-        device = f"cuda:{rank}" if runtime.device == "cuda" else runtime.device
+        local = rank % (runtime.devices // runtime.nodes)
+        device = f"cuda:{local}" if runtime.device == "cuda" else runtime.device
         self.model = adapted(plan, self.rows, device)
         self.method = method_named(plan.adapter.method)
         self.objective = objective_of(plan, self.model, self.rows, device)

@@ -52,7 +52,7 @@ def train(c: Trains, base: Base) -> Step[TrainResult]:
         adapter=replace(c.adapter, path=None),
         train=c.train,
         runtime=runtime,
-        devices=runtime.devices,
+        devices=runtime.devices * runtime.nodes,
         classify=c.evaluate.mode == "classify",
         name=base.config.hub,
         data_name=c.dataset.name,
