@@ -92,6 +92,7 @@ def test_the_same_numbers_and_the_damage_named(
         "calibrate",
         "match",
         "transfer",
+        "gate",
         "spoil",
         "merge",
         "compress",

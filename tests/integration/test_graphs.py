@@ -57,7 +57,7 @@ def test_a_plan_imports_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "set()"
-    assert "26 distinct steps for one job" in done.stdout
+    assert "29 distinct steps for one job" in done.stdout
 
 
 def start(folder: Path, *args: str) -> subprocess.Popen[str]:

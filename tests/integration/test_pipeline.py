@@ -163,7 +163,7 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     assert "| target + procrustes" in summary
     assert summary.split("\n\n")[1].strip() == f"python -m paw.run experiment=demo {PRECISION}"
     assert str(run.relative_to(folder)) in done.stdout
-    assert "[26/26] computed  target + own adapter" in done.stdout
+    assert "[29/29] computed  target + own adapter" in done.stdout
     assert done.stderr == ""
     assert len(done.stdout) < 8000  # no flood
     assert "computed  source base" in (run / "run.log").read_text()
@@ -337,7 +337,7 @@ def test_what_is_wrong_with_a_transfer_is_one_line_and_leaves_no_folder(
     assert line.startswith("paw: error: ")
     assert expected in line
     assert not list((tmp_path / "outputs").glob("runs/*"))
-    assert not list((tmp_path / "outputs" / "artifacts").glob("transfer/*/adapter_config.json"))
+    assert not list((tmp_path / "outputs" / "artifacts").glob("gate/*/adapter_config.json"))
 
 
 def test_standard_controls_are_drawn_and_judged_together(demo: Demo, paw: Paw) -> None:
