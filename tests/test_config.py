@@ -65,7 +65,9 @@ def test_what_the_specification_names_is_there() -> None:
     found = groups()
     assert models <= set(found["model@source"])
     assert datasets <= set(found["dataset"])
-    assert {"cpu", "rtx4090", "a800x4", "auto"} == set(found["hardware"])
+    submitting = {"slurm_rtx4090", "slurm_a800x4", "slurm_gpux8", "slurm_nodes", "slurm_cpu"}
+    machines = {"cpu", "rtx4090", "a800x4", "gpux8", "auto"}
+    assert machines | submitting | {"local_pool"} == set(found["hardware"])
     assert {"quick_test", "local", "server", "smollm_to_gemma", "demo"} <= set(found["experiment"])
 
 
@@ -287,7 +289,7 @@ def test_a_profile_that_dispatches_takes_several_values_without_m(tmp_path: Path
     ours += "  - override /hydra/launcher: paw_slurm\nhydra:\n  mode: MULTIRUN\n"
     (tmp_path / "hardware" / "ours.yaml").write_text(ours)
     several = ["experiment=demo", "seed=0,1"]
-    for profile in ("local_pool", "slurm_cpu", "slurm_rtx4090", "slurm_a800x4", "slurm_gpux8"):
+    for profile in [p for p in groups()["hardware"] if p.startswith(("slurm", "local"))]:
         assert checked([f"hardware={profile}", *several]).jobs
     [c] = checked(["--config-dir", str(tmp_path), "hardware=ours", *several]).jobs
     assert c.hardware.device == "cpu"
