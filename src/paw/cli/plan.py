@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paw import plugins
 from paw.config.common import RunConfig
-from paw.errors import ConfigError
-from paw.graph import Node, plan
+from paw.graph import plan
+from paw.launch.outline import outline_of
 from paw.launch.plan import shown
 from paw.launch.run import store_of
 
@@ -18,11 +17,6 @@ def planned(jobs: Sequence[RunConfig]) -> str:
     Raises:
         ConfigError: for a task that has no graph.
     """
-    nodes: list[Node] = []
-    for c in jobs:
-        task = plugins.load("tasks", c.task, "task")
-        if not hasattr(task, "build"):
-            raise ConfigError(f"plan: task={c.task} has no steps to plan. Leave plan out.")
-        nodes += task.build(c).nodes
+    nodes = [node for c in jobs for node in outline_of(c, "plan").nodes]
     gpus = max(c.hardware.devices if c.hardware.device == "cuda" else 0 for c in jobs)
     return shown(plan(nodes, store_of(jobs[0])), len(jobs), gpus)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paw.config.common import RunConfig
+from paw.errors import ConfigError
 from paw.graph import Check, plan, sources_of, steps_of
 from paw.launch.outline import Outline
 from paw.models.load import check_hardware
@@ -35,14 +36,17 @@ def prepare(c: RunConfig, outline: Outline, store: Store, watch: Watch) -> list[
     Raises:
         PawError: the first thing that is missing or wrong.
     """
-    warnings = []
-    checked = _needs_devices(outline, store)
-    if checked:
+    warnings, lacking = [], False
+    try:
         check_hardware(c.hardware)
+    except ConfigError:
+        if _needs_devices(outline, store):
+            raise
+        lacking = True
     for source in sources_of(outline.nodes):
         source.get(watch)
     for check in checks_of(c, outline):
-        if not check.thorough and (checked or check.name != HARDWARE):
+        if not check.thorough and not (lacking and check.name == HARDWARE):
             found = check.look(store)
             warnings += [found] if check.warns and found else []
     return list(dict.fromkeys(warnings))

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from paw import plugins
+from paw.config.common import RunConfig
+from paw.errors import ConfigError
 from paw.evaluation.result import EvaluateResult
 from paw.graph import Check, Node, Step
 from paw.transfer.transfer import TransferResult
@@ -76,6 +79,22 @@ class Outline:
     def nodes(self) -> list[Node]:
         ends = [row.evaluation for row in self.systems]
         return [*self.first, *ends, *self.adapters.values(), *self.models.values()]
+
+
+def outline_of(c: RunConfig, key: str) -> Outline:
+    """The graph of a configuration's task.
+
+    Args:
+        key: what asks for it, for the message.
+
+    Raises:
+        ConfigError: for a task that has none.
+    """
+    task = plugins.load("tasks", c.task, "task")
+    if not hasattr(task, "build"):
+        raise ConfigError(f"{key}: task={c.task} has no steps to plan. Leave {key} out.")
+    found: Outline = task.build(c)
+    return found
 
 
 def adapter_folder(name: str) -> str:

@@ -76,19 +76,14 @@ class Sweep:
 
 def write_jobs(folder: Path, command: str, launcher: str, jobs: Sequence[Job]) -> None:
     """Says what is launched. Jobs of an earlier batch stay (an optimising sweeper has several)."""
-    known = {j.number: j for j in read(folder).jobs} if (folder / JOBS).is_file() else {}
-    known |= {j.number: j for j in jobs}
-    rows = [
-        {
-            "number": j.number,
-            "overrides": j.overrides,
-            "folder": os.path.relpath(j.folder, folder),
-            "id": j.id,
-            "log": j.log,
-        }
-        for j in known.values()
-    ]
-    found = {"command": command, "launcher": launcher, "jobs": rows}
+    file = folder / JOBS
+    rows = json.loads(file.read_text())["jobs"] if file.is_file() else []
+    known = {row["number"]: row for row in rows}
+    for j in jobs:
+        place = os.path.relpath(j.folder, folder)
+        about = {"number": j.number, "overrides": j.overrides, "folder": place}
+        known[j.number] = {**about, "id": j.id, "log": j.log}
+    found = {"command": command, "launcher": launcher, "jobs": list(known.values())}
     write_text(folder / JOBS, json.dumps(found, indent=1) + "\n")
 
 
@@ -111,7 +106,7 @@ def read(folder: Path) -> Sweep:
 
 def _job(folder: Path, row: dict[str, Any]) -> Job:
     place = folder / row["folder"]
-    state, results, config = _state(place), place / "results.json", place / "config.yaml"
+    state, results, config = state_in(place), place / "results.json", place / "config.yaml"
     return Job(
         number=row["number"],
         overrides=row["overrides"],
@@ -124,7 +119,7 @@ def _job(folder: Path, row: dict[str, Any]) -> Job:
     )
 
 
-def _state(place: Path) -> State | None:
+def state_in(place: Path) -> State | None:
     """As the job has left it; of one of this host that was killed, that it was."""
     file = place / STATE
     if not file.is_file():

@@ -21,8 +21,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from paw.config.common import RunConfig
 from paw.errors import ConfigError, StageError
 from paw.graph import steps_of
+from paw.launch.outline import outline_of
 from paw.sweeps import queue
-from paw.sweeps.folder import Job, State, read, set_state, write_jobs
+from paw.sweeps.folder import Job, State, set_state, state_in, write_jobs
 from paw.text import first_line
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ def one_by_one(
     Raises:
         StageError: at the end, where any failed.
     """
-    jobs = [job for job, c in _jobs(config, overrides, first) if _in_jobs(c)]
+    configured = _jobs(config, overrides, first)
+    _refuse_steps(configured)
+    jobs = [job for job, _ in configured]
     _write(config, "in this process", jobs)
     names, done = _names(jobs), []
     for job in jobs:
@@ -69,7 +72,8 @@ def submitted(
     print(f"{len(jobs)} job{'s' * (len(jobs) > 1)} for {where}, in {folder}", flush=True)
     running: dict[int, Any] = {}
     if not on_slurm:
-        batches = _windows(launcher, [job for job, c in configured if _in_jobs(c)], running)
+        _refuse_steps(configured)
+        batches = _windows(launcher, jobs, running)
     elif configured[0][1].dispatch == "steps":
         batches = _steps(launcher, configured, running, _config_dir(config))
     else:
@@ -81,7 +85,7 @@ def submitted(
             for job in known:
                 log = os.path.relpath(job.log or "")
                 print(f"  {names[job.number]}\n      job {job.id}, log {log}", flush=True)
-        _wait(running, folder, names)
+        _wait(jobs, running, names)
     except KeyboardInterrupt:
         page = f"python -m paw.run task=report sweep={folder}"
         rest = "they go on; cancel them with scancel" if on_slurm else "they were ended"
@@ -90,7 +94,7 @@ def submitted(
                 one.cancel()
         print(f"\nstopped waiting for the jobs: {rest}. {page} says how far they are.")
         raise
-    return _concluded(config, jobs, [_returned(folder, j.number, running[j.number]) for j in jobs])
+    return _concluded(config, jobs, [_returned(job, running[job.number]) for job in jobs])
 
 
 # ---- before ---------------------------------------------------------------------------------
@@ -120,17 +124,16 @@ def _config_dir(config: DictConfig) -> str | None:
     return next((str(s.path) for s in sources if s.provider == "command-line"), None)
 
 
-def _in_jobs(c: RunConfig) -> bool:
+def _refuse_steps(configured: Sequence[tuple[Job, RunConfig]]) -> None:
     """
     Raises:
         ConfigError: where jobs of steps are asked for, and there is no scheduler to order them.
     """
-    if c.dispatch == "steps":
+    if any(c.dispatch == "steps" for _, c in configured):
         raise ConfigError(
             "dispatch=steps: needs a hardware profile that submits to Slurm (hardware=slurm_…). "
             "Leave it out: jobs share their steps anyway."
         )
-    return True
 
 
 def _label(c: Any) -> str:
@@ -238,7 +241,7 @@ def _steps(
         print(f"  job {job.job_id}: {one.step.name}, {one.devices} devices{behind}", flush=True)
     for job, c in configured:
         params = steps.asked(launcher.params, 0, c.hardware.devices)
-        needed = steps_of(steps.outline_of(c).nodes)
+        needed = steps_of(outline_of(c, "dispatch").nodes)
         after = [made[step.identity] for step in needed if step.identity in made]
         name, call = f"paw_{job.folder.name}", (launcher, *_arguments(job))
         running[job.number] = _submit(launcher, name, params, after, *call)
@@ -279,38 +282,26 @@ def _arguments(job: Job) -> tuple[Any, ...]:
 # ---- waiting --------------------------------------------------------------------------------
 
 
-def _wait(running: Mapping[int, Any], folder: Path, names: Mapping[int, str]) -> None:
+def _wait(jobs: Sequence[Job], running: Mapping[int, Any], names: Mapping[int, str]) -> None:
     """Until all have ended. One that has ended without a word is said to have failed."""
-    lost, told = queue.Lost(), set[int]()
-    while len(told) < len(running):
-        left = [(number, one) for number, one in running.items() if number not in told]
-        gone = lost.among([one for _, one in left])
-        for number, one in left:
+    lost, left = queue.Lost(), list(jobs)
+    while left:
+        gone = lost.among([running[job.number] for job in left])
+        for job in list(left):
+            one = running[job.number]
             if one.paths.result_pickle.exists() or one.job_id in gone:
-                told.add(number)
-                job = _read(folder, number)
-                if one.job_id in gone and (job.state is None or job.state.ended is None):
-                    _killed(job, gone[one.job_id])
-                count = f"[{len(told)}/{len(names)}]"
-                print(f"{count} {_ended(folder, number)}  {names[number]}", flush=True)
+                left.remove(job)
+                state = state_in(job.folder) or State(state="failed")
+                if one.job_id in gone and state.ended is None:
+                    why = gone[one.job_id]
+                    state = replace(state, state="failed", error=why, ended=time.time())
+                    set_state(job.folder, state)
+                count = f"[{len(jobs) - len(left)}/{len(jobs)}]"
+                print(f"{count} {state.state}  {names[job.number]}", flush=True)
         time.sleep(POLL)
 
 
-def _read(folder: Path, number: int) -> Job:
-    return next(job for job in read(folder).jobs if job.number == number)
-
-
-def _ended(folder: Path, number: int) -> str:
-    state = _read(folder, number).state
-    return "failed" if state is None else state.state
-
-
-def _killed(job: Job, why: str) -> None:
-    state = job.state or State(state="queued")
-    set_state(job.folder, replace(state, state="failed", error=why, ended=time.time()))
-
-
-def _returned(folder: Path, number: int, one: Any) -> JobReturn:
+def _returned(job: Job, one: Any) -> JobReturn:
     """What a job's process returned, or why it did not."""
     from submitit.core.utils import pickle_load
 
@@ -319,7 +310,7 @@ def _returned(folder: Path, number: int, one: Any) -> JobReturn:
         if how == "success":
             done: JobReturn = what
             return done
-    state = _read(folder, number).state
+    state = state_in(job.folder)
     why = (state and state.error) or f"its process failed before it began, see {one.paths.stderr}"
     return JobReturn(status=JobStatus.FAILED, _return_value=StageError(why))
 

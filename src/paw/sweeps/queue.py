@@ -26,7 +26,7 @@ class Lost:
         """Ids of submitit's jobs, and what became of each."""
         here = [job for job in jobs if hasattr(job, "_process")]
         local = {job.job_id: "its process was killed" for job in here if _died(job)}
-        ids = [job.job_id for job in jobs if job not in here]
+        ids = [job.job_id for job in jobs if not hasattr(job, "_process")]
         now = time.monotonic()
         if not ids or now - self._asked < EVERY:
             return local

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paw import plugins
 from paw.config.common import RunConfig
 from paw.console import Console
 from paw.graph import Execution, Step, execute, plan, sources_of, steps_of
 from paw.launch.check import HARDWARE, checks_of
-from paw.launch.outline import Outline
+from paw.launch.outline import Outline, outline_of
 from paw.launch.run import store_of
 
 
@@ -32,7 +31,9 @@ class StepJob:
 
         with ends_in_good_order():
             [c] = configs([self.overrides], self.config_dir)
-            [step] = [s for s in steps_of(outline_of(c).nodes) if s.identity == self.identity]
+            [step] = [
+                s for s in steps_of(outline_of(c, "dispatch").nodes) if s.identity == self.identity
+            ]
             console, execution = Console(), Execution([step], store_of(c))
             for source in sources_of([step]):
                 source.get(console)
@@ -63,12 +64,6 @@ class Missing:
         return re.sub(r"[^\w.-]+", "_", f"paw_{self.step.stage.name}_{self.step.name}")[:100]
 
 
-def outline_of(c: RunConfig) -> Outline:
-    """A task's graph, of one that has a graph."""
-    found: Outline = plugins.load("tasks", c.task, "task").build(c)
-    return found
-
-
 def missing(
     configs: Sequence[tuple[Sequence[str], RunConfig]], config_dir: str | None
 ) -> Iterator[Missing]:
@@ -76,7 +71,7 @@ def missing(
     owners: dict[str, tuple[Sequence[str], RunConfig]] = {}
     nodes = []
     for overrides, c in configs:
-        outline = outline_of(c)
+        outline = outline_of(c, "dispatch")
         nodes += outline.nodes
         for step in steps_of(outline.nodes):
             owners.setdefault(step.identity, (overrides, c))
