@@ -39,7 +39,8 @@ BARE = ("encode", "gate", "spoil")  # stages that use no device
 # What jobs did before they went on with what is ready: every process reads this at its start.
 WAITING = """
 import time
-import paw.graph.execute as e
+from importlib import import_module
+e = import_module("paw.graph.execute")  # the package gives its function this name
 settle = e._settle
 def waits(execution, step, *more):
     while not settle(execution, step, *more):
@@ -90,8 +91,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of each training")
     steps = parser.parse_args().steps
     head = ["dispatched as", "stages made", "seconds", "GPU-seconds asked", "used", "share"]
-    rows = [one(way, steps) for way in ("jobs that wait", "jobs", "steps")]
-    print(f"{os.cpu_count()} cores")
+    print(f"{os.cpu_count()} cores", flush=True)
+    rows = []
+    for way in ("jobs that wait", "jobs", "steps"):
+        rows.append(one(way, steps))
+        print(*rows[-1], flush=True)
     print(markdown_table([head, *rows]))
 
 

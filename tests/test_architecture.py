@@ -22,6 +22,7 @@ ORDER = [
     "evaluation",
     "training",
     "transfer",
+    "refine",
     "export",
     "report",
     "tracking",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from paw.models.load import is_encoder, load_tokenizer, room
 from paw.store import Input, Stage, Watch, write_text
 
 IDS, BOUNDS, STARTS, LABELS = "ids.npy", "bounds.npy", "starts.npy", "labels.npy"
-ABOUT = "rows.json"
+WEIGHTS, ABOUT = "weights.npy", "rows.json"
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,7 @@ class EncodeResult:
         return f"{self.rows} examples, {self.tokens} tokens"
 
 
-STAGE = Stage("encode", "2", "paw.data.encode:encode", config=EncodeStage, result=EncodeResult)
+STAGE = Stage("encode", "3", "paw.data.encode:encode", config=EncodeStage, result=EncodeResult)
 
 
 def encode(
@@ -70,7 +70,11 @@ def encode(
     found = examples(data, config.dataset, config.split, config.form, left_out)[: config.limit]
     longest = min(config.max_length, (room(model) or 10**9) - config.virtual)
     rows = _encoded(found, config, model)
-    kept = [(r, _label(e)) for r, e in zip(rows, found, strict=True) if len(r.ids) <= longest]
+    kept = [
+        replace(r, label=_label(e))
+        for r, e in zip(rows, found, strict=True)
+        if len(r.ids) <= longest
+    ]
     if not kept:
         raise DataError(
             f"{data}: all {len(rows)} examples are longer than {longest} tokens, the most that "
@@ -80,16 +84,27 @@ def encode(
         left_out[f"more than {longest} tokens"] = len(rows) - len(kept)
     if left_out:
         watch.say(f"{config.dataset.name}, {config.split}: left out {listed(left_out)}")
-    lengths = np.array([len(row.ids) for row, _ in kept])
-    np.save(out / IDS, np.concatenate([np.array(row.ids, dtype=np.int32) for row, _ in kept]))
-    np.save(out / BOUNDS, np.concatenate([[0], lengths.cumsum()]))
-    np.save(out / STARTS, np.array([row.start for row, _ in kept], dtype=np.int32))
-    np.save(out / LABELS, np.array([label for _, label in kept], dtype=np.float32))
-    first = found[0]
-    named = config.form == "classify" and first.value is None
-    write_text(out / ABOUT, json.dumps({"classes": list(first.continuations) if named else None}))
-    tokens, longest = int(lengths.sum()), int(lengths.max())
-    return EncodeResult(rows=len(kept), tokens=tokens, longest=longest, left_out=dict(left_out))
+    named = config.form == "classify" and found[0].value is None
+    write_rows(out, kept, found[0].continuations if named else None)
+    lengths = [len(row.ids) for row in kept]
+    return EncodeResult(
+        rows=len(kept), tokens=sum(lengths), longest=max(lengths), left_out=dict(left_out)
+    )
+
+
+def write_rows(folder: Path, rows: Sequence[Encoded], classes: Sequence[str] | None = None) -> None:
+    """Rows as `Rows` reads them.
+
+    Args:
+        classes: that a classifier is to tell apart.
+    """
+    bounds = np.concatenate([[0], np.array([len(row.ids) for row in rows]).cumsum()])
+    np.save(folder / IDS, np.concatenate([np.array(row.ids, dtype=np.int32) for row in rows]))
+    np.save(folder / BOUNDS, bounds)
+    np.save(folder / STARTS, np.array([row.start for row in rows], dtype=np.int32))
+    np.save(folder / LABELS, np.array([row.label for row in rows], dtype=np.float32))
+    np.save(folder / WEIGHTS, np.array([row.weight for row in rows], dtype=np.float32))
+    write_text(folder / ABOUT, json.dumps({"classes": classes and list(classes)}))
 
 
 def _encoded(found: Sequence[Example], config: EncodeStage, model: Path) -> list[Encoded]:
@@ -107,13 +122,13 @@ def _label(example: Example) -> float:
 
 
 class Rows:
-    """The rows of a finished `encode` stage, read from the disk as they are asked for."""
+    """The rows that `write_rows` wrote, read from the disk as they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._ids = np.load(folder / IDS, mmap_mode="r")
-        arrays = (np.load(folder / name) for name in (BOUNDS, STARTS, LABELS))
-        self.bounds, self.starts, self.labels = arrays
+        arrays = (np.load(folder / name) for name in (BOUNDS, STARTS, LABELS, WEIGHTS))
+        self.bounds, self.starts, self.labels, self.weights = arrays
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -121,7 +136,8 @@ class Rows:
     def __getitem__(self, index: int) -> Encoded:
         low, high = self.bounds[index], self.bounds[index + 1]
         ids = tuple(self._ids[low:high].tolist())
-        return Encoded(ids, int(self.starts[index]), float(self.labels[index]))
+        label, weight = float(self.labels[index]), float(self.weights[index])
+        return Encoded(ids, int(self.starts[index]), label, weight)
 
     @property
     def lengths(self) -> Any:

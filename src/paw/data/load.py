@@ -23,6 +23,7 @@ from paw.store import Watch
 from paw.text import some
 
 SPLIT = re.compile(r"(?P<base>[\w.-]+)(\[(?P<low>\d+%)?:(?P<high>\d+%)?\])?")
+HIDDEN = "-"  # in the place of an answer that nobody may see
 # what is read of a row, whatever the prompt
 READ = {"id", "question", "choices", "labels", "answer", "text", "pair", "messages"}
 
@@ -84,6 +85,7 @@ def examples(
     split: str,
     form: str = "likelihood",
     skipped: Counter[str] | None = None,
+    blind: bool = False,
 ) -> list[Example]:
     """The rows of a split, rendered. Percentages as in `train[:99%]` are taken of the file's good
     rows in order.
@@ -92,6 +94,7 @@ def examples(
         form: likelihood as the kind has it; letter puts the options into the prompt under letters,
             and answers with the letter; classify makes texts of a class, the same for all rows.
         skipped: where dataset.bad_rows=skip, counts what was left out by its reason.
+        blind: see `unlabelled`.
 
     Raises:
         DataError: naming file and line, for a row that is broken, has no gold label or lacks what
@@ -102,7 +105,7 @@ def examples(
     classes: tuple[str, ...] | None = None
     for line, text in _lines(file):
         try:
-            example = _example(line, text, render, dataset)
+            example = _example(line, text, render, dataset, blind)
             if example.id in seen:
                 said = f"the id {example.id!r} occurs twice. Give every row its own."
                 raise BadRow("a second time the same id", said)
@@ -125,6 +128,17 @@ def examples(
     if not found:
         raise DataError(f"{file}: split {split} of {dataset.name} has no usable rows.")
     return found
+
+
+def unlabelled(file: Path, dataset: DatasetConfig, split: str) -> list[Example]:
+    """The rows of a split without their answers: contexts, and choices where there are any. The
+    answers are put out of sight before a row is rendered, so that nothing later can depend on them:
+    `gold` is 0, and a written answer is a dash.
+
+    Raises:
+        DataError: as `examples`, but for an answer that is missing.
+    """
+    return examples(file, dataset, split, blind=True)
 
 
 def preferences(file: Path, dataset: DatasetConfig, split: str) -> list[Row]:
@@ -163,6 +177,7 @@ def _example(
     text: str,
     render: Callable[[Row, DatasetConfig], Example],
     dataset: DatasetConfig,
+    blind: bool,
 ) -> Example:
     try:
         row = json.loads(text)
@@ -171,9 +186,13 @@ def _example(
     if not isinstance(row, dict):
         raise BadRow("not an object", "is not an object with fields.")
     try:
+        if blind:
+            row = _blinded(row)
         # files may hold the hub's own rows
         if "labels" not in row:
             row = {"id": line, **normalised(row, dataset)}
+        if blind:
+            row["answer"] = row["labels"][0] if row.get("labels") else HIDDEN
         row = asked(row, dataset.fields)
         row["id"] = str(row.get("id", line))
         example = replace(render(row, dataset), line=line)
@@ -195,6 +214,15 @@ def _example(
             said = f"choice {i} is empty, so there is nothing to score."
             raise BadRow("an empty choice", said)
     return example
+
+
+def _blinded(row: Row) -> Row:
+    """A conversation as far as the answer that is asked for."""
+    if "messages" not in row:
+        return row
+    said = list(row["messages"])
+    last = max((i for i, m in enumerate(said) if m["role"] == "assistant"), default=len(said))
+    return row | {"messages": [*said[:last], {"role": "assistant", "content": HIDDEN}]}
 
 
 def _other_classes(classes: tuple[str, ...], first: tuple[str, ...]) -> str:

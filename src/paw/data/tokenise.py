@@ -21,6 +21,7 @@ class Encoded:
     ids: tuple[int, ...]
     start: int
     label: float = 0.0
+    weight: float = 1.0  # of each token of the continuation, in training
 
 
 def encode(

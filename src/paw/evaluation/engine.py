@@ -3,6 +3,7 @@ batches of trees scored or prompts continued."""
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -241,20 +242,21 @@ class Engine:
     # ---- writing
 
     def _write(self, batch: Writing) -> list[list[int]]:
-        """Greedy continuation with a cache: rows are filled on the left, and leave the batch when
-        they are done."""
+        """Continuation with a cache: rows are filled on the left, and leave the batch when they are
+        done."""
         import torch
 
         from paw.evaluation.past import going_on, growing, length
 
         if not self._trees:
-            return [self._write_alone(p, batch) for p in batch.prompts]
+            return [self._write_alone(i, batch) for i in range(len(batch.prompts))]
         device, tokenizer, ends = self._model.device, self._tokenizer, self._ends()
         past, n = length(self._past), len(batch.prompts)
         width = max(map(len, batch.prompts))
         filled = torch.tensor([width - len(p) for p in batch.prompts], device=device)
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in batch.prompts], device=device)
         cache = growing(self._past, n)
+        draws = [random.Random(seed) for seed in batch.seeds]
         rows, out, step = list(range(n)), [list[int]() for _ in range(n)], 0
         while rows:
             # where the new tokens stand
@@ -269,7 +271,7 @@ class Engine:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            chosen = logits.argmax(-1).tolist()
+            chosen = _chosen(logits, batch.temperature, [draws[row] for row in rows if draws])
             step += 1
             going = []
             for k, (row, token) in enumerate(zip(rows, chosen, strict=True)):
@@ -286,18 +288,23 @@ class Engine:
             ids = torch.tensor([[chosen[k]] for k in going], device=device)
         return out
 
-    def _write_alone(self, prompt: tuple[int, ...], batch: Writing) -> list[int]:
+    def _write_alone(self, number: int, batch: Writing) -> list[int]:
         """The library's own generation, a prompt at a time, for models that the loop above does not
         know."""
         import torch
 
         assert self._job is not None
-        ids = torch.tensor([[*self._job.prefix, *prompt]], device=self._model.device)
+        prompt = (*self._job.prefix, *batch.prompts[number])
+        ids, how = torch.tensor([prompt], device=self._model.device), dict[str, Any]()
+        if batch.temperature:
+            torch.manual_seed(batch.seeds[number])
+            how = {"temperature": batch.temperature, "top_k": 0, "top_p": 1.0}
         done = self._whole().generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=batch.limit,
-            do_sample=False,
+            do_sample=bool(batch.temperature),
+            **how,
             stop_strings=list(batch.stop) or None,
             tokenizer=self._tokenizer,
             pad_token_id=self._job.pad_id,
@@ -310,6 +317,19 @@ class Engine:
         named = getattr(self._model.generation_config, "eos_token_id", None)
         found = set(named if isinstance(named, list) else [named]) | {self._tokenizer.eos_token_id}
         return {x for x in found if x is not None}
+
+
+def _chosen(logits: torch.Tensor, temperature: float, draws: Sequence[random.Random]) -> list[int]:
+    """The next token of each row (rows × vocabulary): the likeliest, or one that is drawn."""
+    import torch
+
+    if not temperature:
+        return list(logits.argmax(-1).tolist())
+    below = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    # of the whole, which rounding leaves a little beside 1
+    drawn = torch.tensor([d.random() for d in draws], dtype=below.dtype, device=below.device)
+    found = torch.searchsorted(below, drawn[:, None] * below[:, -1:], right=True)
+    return list(found[:, 0].clamp_max(below.shape[1] - 1).tolist())
 
 
 def _behind(

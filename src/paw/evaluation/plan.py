@@ -36,16 +36,19 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Writing:
-    """Prompts (after the prefix), to be continued greedily: a list of tokens a prompt."""
+    """Prompts (after the prefix), to be continued: a list of tokens a prompt. Greedily, or at a
+    temperature; what is drawn for a prompt follows from its own seed, whatever batch it is in."""
 
     prompts: tuple[tuple[int, ...], ...]
     limit: int
     stop: tuple[str, ...]
+    temperature: float = 0.0
+    seeds: tuple[int, ...] = ()  # of each prompt, where there is a temperature
 
     def halves(self) -> list[Writing]:
         half = len(self.prompts) // 2
-        parts = (self.prompts[:half], self.prompts[half:]) if half else ()
-        return [replace(self, prompts=part) for part in parts]
+        cuts = (slice(half), slice(half, None)) if half else ()
+        return [replace(self, prompts=self.prompts[c], seeds=self.seeds[c]) for c in cuts]
 
     def tokens(self) -> int:
         return len(self.prompts) * (max(map(len, self.prompts)) + self.limit)
@@ -104,9 +107,19 @@ def _rows(lengths: Sequence[int], most: int) -> list[list[int]]:
 
 
 def plan_writing(
-    prompts: Sequence[tuple[int, ...]], prefix: int, tokens: int, limit: int, stop: Sequence[str]
+    prompts: Sequence[tuple[int, ...]],
+    prefix: int,
+    tokens: int,
+    limit: int,
+    stop: Sequence[str],
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> tuple[list[Writing], list[int]]:
-    """Prompts as batches of like length, and the order in which their continuations will come."""
+    """Prompts as batches of like length, and the order in which their continuations will come.
+
+    Args:
+        temperature, seeds: 0 writes greedily; else what is drawn for each prompt has its seed.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     batches: list[list[int]] = []
     for i in order:
@@ -114,6 +127,13 @@ def plan_writing(
             batches.append([])
         batches[-1].append(i)
     plan = [
-        Writing(tuple(prompts[i][prefix:] for i in batch), limit, tuple(stop)) for batch in batches
+        Writing(
+            tuple(prompts[i][prefix:] for i in batch),
+            limit,
+            tuple(stop),
+            temperature,
+            tuple(seeds[i] for i in batch) if temperature else (),
+        )
+        for batch in batches
     ]
     return plan, [i for batch in batches for i in batch]

@@ -128,19 +128,7 @@ class Prediction:
             yield place, {"output": classes[int(p.argmax())], "scores": scores}
 
     def _prompt(self, question: Asked) -> str | Turns:
-        if self.config.raw:
-            return question.shown
-        try:
-            if "messages" in question.row:
-                return tuple((str(m["role"]), str(m["content"])) for m in question.row["messages"])
-            if self.dataset.kind == "chat":
-                return (("user", question.shown),)
-            return self.dataset.prompt.format(**question.row)
-        except (KeyError, IndexError, TypeError) as e:
-            raise DataError(
-                f"{question.place}: has no field {e}, which dataset.prompt names. Add it, or set "
-                "predict.raw=true."
-            ) from None
+        return prompt_of(question, self.dataset, self.config.raw, "predict.raw")
 
     def _sentences(self, question: Asked) -> tuple[str, ...]:
         """A sentence or a pair, as an encoder was trained on them."""
@@ -160,6 +148,30 @@ class Prediction:
                 )
 
 
+def prompt_of(question: Asked, dataset: DatasetConfig, raw: bool, key: str) -> str | Turns:
+    """A text as the data set asks it.
+
+    Args:
+        raw, key: whether the text is the whole prompt, and what sets it, for the message.
+
+    Raises:
+        DataError: for a text that lacks a field.
+    """
+    if raw:
+        return question.shown
+    try:
+        if "messages" in question.row:
+            return tuple((str(m["role"]), str(m["content"])) for m in question.row["messages"])
+        if dataset.kind == "chat":
+            return (("user", question.shown),)
+        return dataset.prompt.format(**question.row)
+    except (KeyError, IndexError, TypeError) as e:
+        raise DataError(
+            f"{question.place}: has no field {e}, which dataset.prompt names. Add it, or set "
+            f"{key}=true."
+        ) from None
+
+
 def read(config: PredictConfig) -> list[Asked]:
     """The texts that are asked, as `paw.evaluation.checks.check_asked` lets them pass.
 
@@ -168,7 +180,12 @@ def read(config: PredictConfig) -> list[Asked]:
     """
     if config.text is not None:
         return [Asked("1", {"question": config.text, "text": config.text}, "predict.text")]
-    file = str(config.file)
+    return read_file(str(config.file))
+
+
+def read_file(file: str) -> list[Asked]:
+    """The texts of a file, a text each line or rows of a .jsonl file; of stdin, where it is `-`.
+    Raises as `read`."""
     path = Path(file).expanduser()
     try:
         lines = (sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")).split("\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from paw.config.common import RunConfig
 from paw.errors import ConfigError
 from paw.evaluation.result import EvaluateResult
 from paw.graph import Check, Node, Step
-from paw.transfer.transfer import TransferResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,13 @@ class Beside:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feasible:
-    """What a transfer's own figures say of its chances."""
+class Says:
+    """What a step's result says of itself in words, as its `said`."""
 
-    transfer: Step[TransferResult]
+    step: Step[Any]
 
 
-Comparison = Gap | Beside | Feasible
+Comparison = Gap | Beside | Says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def outline_of(c: RunConfig, key: str) -> Outline:
 
 def adapter_folder(name: str) -> str:
     """What a transferred adapter is called in the run folder."""
-    return f"target_{name.replace(' ', '_')}"
+    return "target_" + re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
 
 
 def numbered(names: Sequence[str]) -> list[str]:

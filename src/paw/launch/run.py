@@ -22,7 +22,7 @@ from paw.evaluation.steps import Evaluates
 from paw.graph import Execution, Node, Step, execute, steps_of
 from paw.launch import folder as folders
 from paw.launch.check import prepare
-from paw.launch.outline import Beside, Comparison, Feasible, Gap, Outline, Row
+from paw.launch.outline import Beside, Comparison, Gap, Outline, Row, Says
 from paw.models.load import resolve_runtime
 from paw.report.claims import Claim, beside, judge
 from paw.report.files import Report
@@ -162,10 +162,9 @@ def _report(
     claims: list[Claim] = []
     remarks = [stopped] if stopped else []
     for comparison in outline.comparisons:
-        if isinstance(comparison, Feasible):
-            if comparison.transfer in execution:
-                found = execution[comparison.transfer].result
-                remarks.append(f"Feasibility: {found.feasibility}. {found.why}")
+        if isinstance(comparison, Says):
+            if comparison.step in execution:
+                remarks.append(execution[comparison.step].result.said)
         else:
             claims += _claims(comparison, systems, c.seed)
     return Report(

@@ -8,8 +8,9 @@ from typing import Optional
 
 from paw.evaluation.steps import evaluate
 from paw.graph import Node
-from paw.launch.outline import Feasible, Gap, Outline, Row, adapter_folder, numbered
+from paw.launch.outline import Gap, Outline, Row, Says, adapter_folder, numbered
 from paw.models.steps import Base, base, given
+from paw.refine.steps import refinements
 from paw.tasks import transfer as moving
 from paw.training.steps import train
 from paw.transfer.steps import fits, methods, real_transfer, transfer
@@ -41,6 +42,7 @@ def build(c: Config) -> Outline:
         step = evaluate(c, base, adapter, name)
         return Row(evaluation=step, model=base.name, adapter=adapter, draw_of=draw_of)
 
+    refined = refinements(c, source, target, adapter, moved[0], c.transfer.method)
     names = numbered([method.method for method in chosen])
     before = [row("source base", source), row("source + own adapter", source, adapter)]
     bare = row("target base", target)
@@ -48,16 +50,20 @@ def build(c: Config) -> Outline:
         row(f"target + {name}", target, node, f"target + {method.method}")
         for name, node, method in zip(names, moved, chosen, strict=True)
     ]
+    better = [row(f"target + {one.name}", target, one.adapter) for one in refined]
     best = row("target + own adapter", target, own)
     kept = dict(zip(map(adapter_folder, names), moved, strict=True))
+    kept |= {adapter_folder(one.name): one.adapter for one in refined}
     return Outline(
         label=f"{source.name}-{target.name}",
         # so that the target is loaded once for all of its rows
         first=[*(r.evaluation for r in before), *moved],
-        systems=[*before, bare, *transferred, best],
+        systems=[*before, bare, *transferred, *better, best],
         comparisons=[
-            Feasible(transfer=real_transfer(moved[0])),
-            Gap(base=bare, own=best, transferred=transferred),
+            Says(step=real_transfer(moved[0])),
+            *(Says(step=one.adapter) for one in refined if not one.control),
+            # what is configured first: the refined adapter, where there is one
+            Gap(base=bare, own=best, transferred=[*better[:1], *transferred, *better[1:]]),
         ],
         adapters={"source": adapter, **kept, "target_own": own},
         checks=[fits(own, target)] if elsewhere else [],

@@ -1,5 +1,5 @@
-"""task=transfer: one adapter (adapter.path, or the source's own training) moved to the target,
-without evaluation."""
+"""task=transfer: one adapter (adapter.path, or the source's own training) moved to the target and,
+with refine=…, refined there without labels. No evaluation."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from omegaconf import MISSING
 from paw.errors import ConfigError
 from paw.evaluation.steps import usable
 from paw.graph import Node
-from paw.launch.outline import Feasible, Outline, adapter_folder, numbered
+from paw.launch.outline import Outline, Says, adapter_folder, numbered
 from paw.models.config import ModelConfig
 from paw.models.steps import Base, base, given
-from paw.training.steps import Trains, train
-from paw.transfer.steps import Transfers, methods, real_transfer, transfer
+from paw.refine.steps import Refines, refinements
+from paw.training.steps import train
+from paw.transfer.steps import methods, real_transfer, transfer
 
 
 @dataclass
-class Config(Transfers, Trains):
+class Config(Refines):
     source: ModelConfig = MISSING
     target: ModelConfig = MISSING
 
@@ -41,12 +42,17 @@ def build(c: Config) -> Outline:
     adapter = source_adapter(c, source)
     chosen = methods(c)
     moved = [transfer(c, adapter, source, target, method) for method in chosen]
-    names = map(adapter_folder, numbered([method.method for method in chosen]))
+    refined = refinements(c, source, target, adapter, moved[0], c.transfer.method)
+    names = [*numbered([method.method for method in chosen]), *(one.name for one in refined)]
+    kept = [*moved, *(one.adapter for one in refined)]
     return Outline(
         label=f"transfer_{source.name}-{target.name}",
-        first=moved,
-        comparisons=[Feasible(transfer=real_transfer(moved[0]))],
-        adapters={"source": adapter, **dict(zip(names, moved, strict=True))},
+        first=kept,
+        comparisons=[
+            Says(step=real_transfer(moved[0])),
+            *(Says(step=one.adapter) for one in refined if not one.control),
+        ],
+        adapters={"source": adapter, **dict(zip(map(adapter_folder, names), kept, strict=True))},
         checks=[usable(c, source), usable(c, target)],
     )
 

@@ -139,7 +139,7 @@ class Validation:
     or sharded models would wait for each other; what it must take twice weighs nothing."""
 
     batches: list[Micro]  # this process's
-    counted: int  # what the rows of all processes weigh
+    counted: float  # what the rows of all processes weigh
 
     @classmethod
     def of(cls, rows: Rows, objective: Objective, size: int, share: Share) -> Validation:

@@ -55,6 +55,7 @@ class Plan:
     accumulate: int
     gradient_checkpointing: bool
     folder: Path  # what is kept until all is done; a checkpoint in it is where it goes on from
+    start: Path | None = None  # an adapter that it begins with, instead of a fresh one
 
 
 def fit(plan: Plan, watch: Watch) -> None:
@@ -300,7 +301,8 @@ class Training:
         state = strategy.get_module_state_dict(self.module)
         if self.fabric.is_global_zero:
             mine = {k.removeprefix("model."): v for k, v in state.items() if k in self.names}
-            files.write_adapter(self.model, mine, folder, isinstance(strategy, Sharded))
+            whole = self.method.saved(self.model, mine)
+            files.write_adapter(self.model, whole, folder, isinstance(strategy, Sharded))
 
     def _result(self) -> TrainResult:
         plan, history = self.plan, self.history

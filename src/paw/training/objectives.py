@@ -19,7 +19,7 @@ class Objective(Protocol):
     def packed(self) -> bool:
         """Whether rows stand in one, so that their lengths need not be alike."""
 
-    def count(self, row: Encoded) -> int:
+    def count(self, row: Encoded) -> float:
         """What a row weighs."""
 
     def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
@@ -28,20 +28,26 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """Nats of the answers' tokens."""
+    """Nats of the answers' tokens, each as much as its answer weighs."""
 
     pad_id: int
     packed: bool
 
-    def count(self, row: Encoded) -> int:
-        return len(row.ids) - row.start
+    def count(self, row: Encoded) -> float:
+        return row.weight * (len(row.ids) - row.start)
 
     def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
+        import torch
         from torch.nn.functional import cross_entropy
 
         from paw.evaluation.likelihood import label_logits
 
-        return cross_entropy(*label_logits(model, rows, self.pad_id, self.packed), reduction="sum")
+        logits, labels = label_logits(model, rows, self.pad_id, self.packed)
+        if all(row.weight == 1 for row in rows):
+            return cross_entropy(logits, labels, reduction="sum")
+        weights = [row.weight for row in rows for _ in range(row.start, len(row.ids))]
+        nats = cross_entropy(logits, labels, reduction="none")
+        return (nats * torch.tensor(weights, device=nats.device)).sum()
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Classes:
     pairs: bool  # the model tells a second sentence by token types
     packed: bool = False  # a head reads one place of a row
 
-    def count(self, row: Encoded) -> int:
+    def count(self, row: Encoded) -> float:
         return 1
 
     def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:

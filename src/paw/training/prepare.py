@@ -22,12 +22,12 @@ TEXT = 8192  # tokens of the training data that a method may start from
 
 
 def adapted(plan: Plan, rows: Rows, device: str) -> Any:
-    """The base with a fresh adapter on it.
+    """The base with a fresh adapter on it, or with the one that the plan starts from.
 
     Args:
         device: of this process. A quantised base is made where it will stay; another is on the CPU.
     """
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
 
     quantise, sharded = plan.adapter.quantise, plan.runtime.strategy == "fsdp"
     runtime = replace(
@@ -45,6 +45,7 @@ def adapted(plan: Plan, rows: Rows, device: str) -> Any:
         _liger(base)
     setting = Setting(
         model=base,
+        adapter=plan.adapter,
         name=plan.model.name,
         task_type="SEQ_CLS" if plan.classify else "CAUSAL_LM",
         steps=plan.steps,
@@ -54,7 +55,10 @@ def adapted(plan: Plan, rows: Rows, device: str) -> Any:
     method = method_named(plan.adapter.method)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = get_peft_model(base, method.config(plan.adapter, setting))
+        if plan.start is None:
+            model = get_peft_model(base, method.config(plan.adapter, setting))
+        else:
+            model = PeftModel.from_pretrained(base, str(plan.start), is_trainable=True)
     model.peft_config["default"].base_model_name_or_path = plan.name
     method.prepare(model, setting)
     if plan.runtime.precision != "float32":

@@ -113,17 +113,11 @@ def train(
         StageError: where a loss is not finite, or a single example does not fit into memory.
     """
     from paw.models.adapters import stamp
-    from paw.training.fit import RESULT
 
     unfinished, rows = context.unfinished, Rows(inputs["rows"].path)
     plan = _plan(config, inputs, rows, unfinished)
     _resume(config.train, unfinished, context)
-    while not _fits(plan, context):
-        free_memory()  # only now: as long as the error was handled, its traceback held the model
-        recover(unfinished)
-        plan = _smaller(plan, len(rows), context)
-
-    result = STAGE.restored(json.loads((unfinished / RESULT).read_text()))
+    result = fitted(plan, len(rows), context)
     validated = result.val_best is not None
     shutil.copytree(unfinished / (BEST if validated else LAST), out, dirs_exist_ok=True)
     if validated:
@@ -136,6 +130,22 @@ def train(
     stamp(out, inputs["model"].fingerprint, made_by="train", **about)
     _card(out, config, inputs["model"].path, result)
     return result
+
+
+def fitted(plan: Plan, rows: int, watch: Watch) -> TrainResult:
+    """Trains to the plan's end, on less at once where memory runs out. What is left in the plan's
+    folder: see `paw.training.fit.fit`.
+
+    Raises:
+        StageError: where a loss is not finite, or a single example does not fit into memory.
+    """
+    from paw.training.fit import RESULT
+
+    while not _fits(plan, watch):
+        free_memory()  # only now: as long as the error was handled, its traceback held the model
+        recover(plan.folder)
+        plan = _smaller(plan, rows, watch)
+    return STAGE.restored(json.loads((plan.folder / RESULT).read_text()))
 
 
 def _plan(config: TrainStage, inputs: Mapping[str, Input], rows: Rows, unfinished: Path) -> Plan:
@@ -173,7 +183,7 @@ def _plan(config: TrainStage, inputs: Mapping[str, Input], rows: Rows, unfinishe
         val_rows=val_rows,
         classify=config.classify,
         steps=steps,
-        accumulate=_accumulate(config, rows),
+        accumulate=accumulated(c, config.runtime, config.devices, rows),
         gradient_checkpointing=c.gradient_checkpointing,
         folder=unfinished,
     )
@@ -195,13 +205,13 @@ def _most(train: TrainConfig, rows: int, devices: int) -> int:
     return max(1, min(train.batch_size, rows // devices))
 
 
-def _accumulate(config: TrainStage, rows: Rows) -> int:
+def accumulated(train: TrainConfig, runtime: Runtime, devices: int, rows: Rows) -> int:
     """Micro-batches of a step. Small ones cost a GPU its parallelism; a CPU computes as fast on
     what its caches hold, in a fraction of the memory."""
-    most = _most(config.train, len(rows), config.devices)
-    wanted = config.train.accumulate
+    most = _most(train, len(rows), devices)
+    wanted = train.accumulate
     if wanted is None:
-        on_gpu = config.runtime.device == "cuda"
+        on_gpu = runtime.device == "cuda"
         wanted = 1 if on_gpu else math.ceil(most * float(rows.lengths.mean()) / MICRO)
     return min(wanted, most)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from paw.config.checks import transient
 from paw.data.config import DatasetConfig
 from paw.data.example import words
-from paw.data.load import examples
+from paw.data.load import unlabelled
 from paw.errors import DataError
 from paw.models.layout import parts
 from paw.models.load import Runtime, load_model, load_tokenizer, spread_over
@@ -121,7 +121,7 @@ def _texts(config: TextConfig, inputs: Mapping[str, Input]) -> list[str]:
             raise DataError(f"{file}: is not UTF-8 text ({e}).") from None
     assert config.dataset is not None
     assert config.split is not None
-    found = examples(inputs["data"].path, config.dataset, config.split)
+    found = unlabelled(inputs["data"].path, config.dataset, config.split)
     picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
     return [
         words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "")

@@ -77,6 +77,11 @@ class TransferResult:
             said += f"; maps explain {self.r2_in:.2f} in, {self.r2_out:.2f} out"
         return said
 
+    @property
+    def said(self) -> str:
+        """What that says of its chances."""
+        return f"Feasibility: {self.feasibility}. {self.why}"
+
 
 def transfer(
     config: TransferStage, inputs: Mapping[str, Input], out: Path, watch: Watch

@@ -80,6 +80,7 @@ class Setting:
     """What a method may want to know of the training it is for."""
 
     model: Any
+    adapter: Any  # its configuration
     name: str  # of the base, for messages
     task_type: str  # PEFT's: CAUSAL_LM or SEQ_CLS
     steps: int
@@ -102,6 +103,8 @@ class Method:
     # beyond parameters, what resuming needs
     state: Callable[[Any], Mapping[str, Any] | None] = nothing
     restore: Callable[[Any, Mapping[str, Any]], None] = nothing
+    # (adapted model, trained tensors by name) -> the tensors that PEFT saves
+    saved: Callable[[Any, Mapping[str, Any]], Mapping[str, Any]] = lambda model, tensors: tensors
     shards: bool = False  # whether FSDP can shard what it trains
     recomputes: bool = True  # whether activations can be recomputed (gradient checkpointing)
 
