@@ -167,7 +167,7 @@ WRONG = [
     ("dataset.bad_rows=drop", "skip"),
     ("task=compare", "runs=[RUN_A,RUN_B]"),
     ("adapter=ia3", "only LoRA is transferred"),
-    ("adapter=dora model@source=qwen25_7b", "only LoRA is transferred"),
+    ("adapter=prefix_tuning model@source=qwen25_7b", "only LoRA is transferred"),
     ("adapter.quantise=nf8", "int8"),
     ("task=train adapter=adalora adapter.init_r=2", "adapter.init_r: 2 is outside [8, 4096]"),
     ("task=train train.patience=2", "Set train.val_every"),

@@ -30,6 +30,7 @@ RESIDUAL = {
     "lora_ga": "LoRA-GA",
 }
 PREFIX = "base_model.model."
+MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight)?$")
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,17 @@ def other_base(folder: Path, known: Sequence[str]) -> str | None:
 
 
 def is_factors(folder: Path) -> bool:
-    """Whether an adapter is nothing but pairs of factors: LoRA without magnitudes, biases and whole
-    modules."""
+    """Whether an adapter is nothing but pairs of factors: LoRA, or AdaLoRA, without magnitudes,
+    biases and whole modules."""
     config = read_config(folder)
     more = config.get("use_dora") or config.get("modules_to_save")
-    return config["peft_type"] == "LORA" and not more and config.get("bias", "none") == "none"
+    plain = not more and config.get("bias", "none") == "none"
+    return config["peft_type"] in ("LORA", "ADALORA") and plain
+
+
+def has_magnitudes(folder: Path) -> bool:
+    """Whether an adapter is DoRA."""
+    return bool(read_config(folder).get("use_dora"))
 
 
 def check_plain(folder: Path) -> None:
@@ -124,8 +131,12 @@ def _changes_its_base(folder: Path) -> str | None:
     return next((name for key, name in RESIDUAL.items() if how.startswith(key)), None)
 
 
-def read_adapter(folder: Path) -> dict[str, Factors]:
-    """A LoRA folder as factors by module name (`model.layers.0.self_attn.q_proj`), on the CPU.
+def read_adapter(folder: Path, magnitudes: bool = False) -> dict[str, Factors]:
+    """A LoRA folder as factors by module name (`model.layers.0.self_attn.q_proj`), on the CPU; of
+    AdaLoRA the ranks that it kept, exactly.
+
+    Args:
+        magnitudes: leave DoRA's aside (`read_magnitudes` has them) instead of refusing it.
 
     Raises:
         AdapterError: where files are missing or damaged, A and B do not fit, values are not finite,
@@ -133,6 +144,8 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
             embeddings).
     """
     config = read_config(folder)
+    if config["peft_type"] == "ADALORA":
+        return _triplets(folder, config)
     if config["peft_type"] != "LORA":
         raise AdapterError(
             f"{folder}: is a {config['peft_type']} adapter; only LoRA is transferred. Train it "
@@ -142,17 +155,19 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
     if not isinstance(config.get("r"), int):
         raise AdapterError(f"{folder / CONFIG}: has no rank r.")
     for key, none, name in (
-        ("use_dora", False, "DoRA magnitudes"),
+        ("use_dora", magnitudes or False, "DoRA magnitudes"),
         ("bias", "none", "biases"),
         ("modules_to_save", None, "whole modules"),
     ):
-        if config.get(key, none) not in (none, None, []):
+        if config.get(key, none) not in (none, None, [], False):
             raise AdapterError(
                 f"{folder}: has {name} ({key}={config[key]}), which two factors cannot hold. Train "
                 "it without."
             )
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in _finite_tensors(folder):
+        if magnitudes and MAGNITUDE.search(key):
+            continue
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
         if not match:
             raise AdapterError(
@@ -175,6 +190,36 @@ def read_adapter(folder: Path) -> dict[str, Factors]:
         scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         out[module] = Factors(pair["A"], pair["B"] * scale)
     return out
+
+
+def read_magnitudes(folder: Path) -> dict[str, torch.Tensor]:
+    """Of DoRA the length of every row of W + ΔW (out, float32), by module name."""
+    found = {key: value for key, value in _finite_tensors(folder) if MAGNITUDE.search(key)}
+    return {
+        MAGNITUDE.sub("", key).removeprefix(PREFIX): value.float().flatten()
+        for key, value in found.items()
+    }
+
+
+def _triplets(folder: Path, config: Mapping[str, Any]) -> dict[str, Factors]:
+    """AdaLoRA's ΔW = α/r₀ · B·diag(E)·A, r₀ the rank that it began with (as PEFT scales it)."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in _finite_tensors(folder):
+        match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([ABE])", key)
+        if not match:
+            raise AdapterError(
+                f"{folder}: unexpected tensor {key}; only lora_A, lora_B and lora_E are read."
+            )
+        parts.setdefault(match[1], {})[match[2]] = value.float()
+    if not all(set(part) == {"A", "B", "E"} for part in parts.values()) or not parts:
+        raise AdapterError(f"{folder}: lacks some of AdaLoRA's lora_A, lora_B and lora_E.")
+    alpha, first = config.get("lora_alpha") or 0, config.get("init_r", 12)
+    scale = (alpha if alpha > 0 else first) / (first + 1e-5)
+    return {
+        name: Factors(part["A"] * part["E"], part["B"] * scale)
+        for name, part in parts.items()
+        if part["A"].shape[0]
+    }
 
 
 def unfused(modules: Mapping[str, Factors], parts: Mapping[str, Part]) -> dict[str, Factors]:

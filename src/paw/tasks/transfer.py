@@ -32,8 +32,8 @@ class Config(Refines):
             )
         if not self.adapter.path and not self.adapter.transferable:
             raise ConfigError(
-                f"task={self.task}: only LoRA is transferred (adapter=lora, rslora, qlora), not "
-                "what this adapter trains. Train it with task=train."
+                f"task={self.task}: only LoRA is transferred (adapter=lora, rslora, qlora, dora, "
+                "adalora), not what this adapter trains. Train it with task=train."
             )
 
 

@@ -84,7 +84,8 @@ def check_fits(adapter: Path, base: Path, side: str) -> Mapping[str, Factors]:
     """
     from paw.models.adapters import read_adapter, unfused
 
-    found, shapes = unfused(read_adapter(adapter), module_parts(base)), linear_shapes(base)
+    found = unfused(read_adapter(adapter, magnitudes=True), module_parts(base))
+    shapes = linear_shapes(base)
     for name, factors in found.items():
         if name not in shapes:
             raise TransferError(

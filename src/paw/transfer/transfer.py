@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
 from paw.errors import TransferError
-from paw.models.adapters import Factors
+from paw.models.adapters import Factors, has_magnitudes
 from paw.models.load import Runtime
-from paw.models.tensors import Weights
+from paw.models.tensors import Weights, module_parts
 from paw.store import Input, Stage, Watch
 from paw.transfer.checks import plan
 from paw.transfer.config import TransferConfig
+from paw.transfer.dora import folded
 from paw.transfer.evidence import Evidence, evidence
 from paw.transfer.figures import Row, measured, norms
 from paw.transfer.gain import gain_of
@@ -68,6 +69,8 @@ class TransferResult:
     r2_out: float | None = None
     feasibility: str = "unknown"
     why: str = ""
+    # of a DoRA adapter: the share of its change's energy that its factors do not hold
+    left_of_magnitudes: float | None = None
 
     def __str__(self) -> str:
         said = f"{self.pairs} pairs of modules"
@@ -75,6 +78,8 @@ class TransferResult:
             said += f"; similarity {self.similarity:.3f} (chance {self.chance:.3f})"
         if self.r2_in is not None:
             said += f"; maps explain {self.r2_in:.2f} in, {self.r2_out:.2f} out"
+        if self.left_of_magnitudes is not None:
+            said += f"; DoRA folded, {self.left_of_magnitudes:.0%} left out"
         return said
 
     @property
@@ -103,6 +108,15 @@ def transfer(
     adapter, names = plan(
         inputs["adapter"].path, inputs["source"].path, inputs["target"].path, layers, c.modules
     )
+    lost = None
+    if has_magnitudes(inputs["adapter"].path):
+        weights = Weights(inputs["source"].path, config.runtime.device)
+        parts = module_parts(inputs["source"].path)
+        adapter, lost = folded(inputs["adapter"].path, adapter, weights, parts)
+        watch.say(
+            f"DoRA's magnitudes folded into factors of twice the rank, which leave out {lost:.0%} "
+            "of what it changes"
+        )
     known = evidence(
         config.text, inputs, memory_gb=c.memory_gb, device=config.runtime.device, watch=watch
     )
@@ -123,7 +137,14 @@ def transfer(
     figures: dict[str, Any] = {
         key: mean(rows, key) for key in ("similarity", "chance", "r2_in", "r2_out")
     }
-    return TransferResult(method=c.method, pairs=len(rows), feasibility=word, why=why, **figures)
+    return TransferResult(
+        method=c.method,
+        pairs=len(rows),
+        feasibility=word,
+        why=why,
+        left_of_magnitudes=lost,
+        **figures,
+    )
 
 
 STAGE = Stage(

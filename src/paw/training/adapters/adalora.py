@@ -32,6 +32,10 @@ class AdaLoraConfig(TargetedConfig):
     every: int = 10  # steps between two allocations
     orthogonal: float = 0.5  # weight of the penalty on factors that are not orthogonal
 
+    @property
+    def transferable(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         within("adapter.r", self.r, 1, 4096)

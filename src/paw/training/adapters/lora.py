@@ -25,7 +25,7 @@ class LoraConfig(TargetedConfig):
 
     @property
     def transferable(self) -> bool:
-        return not self.dora  # its magnitudes belong to the base's own weights
+        return True  # DoRA's magnitudes are folded into its factors
 
 
 def config(c: LoraConfig, setting: Setting) -> Any:
