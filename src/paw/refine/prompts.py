@@ -13,6 +13,7 @@ from pathlib import Path
 from paw.config.checks import transient
 from paw.data.config import DatasetConfig
 from paw.data.example import Turns
+from paw.data.fields import names
 from paw.data.kinds import kind_named
 from paw.data.load import listed, unlabelled
 from paw.errors import DataError
@@ -165,7 +166,7 @@ def _written(
     )
     left_out, found = Counter[str](), dict[str, str]()
     known = {_plain(text) for text in texts}
-    for text, ended in _continued(model, _shown(texts, config), config):
+    for text, ended in _continued(model, *_shown(texts, config), config):
         plain = _plain(text)
         if not plain:
             left_out["no text"] += 1
@@ -201,32 +202,36 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split()).strip(" .?!")
 
 
-def _shown(texts: Sequence[str], config: PromptsStage) -> list[str]:
-    """What is continued: a few of the examples in an order of its own each time."""
+def _shown(texts: Sequence[str], config: PromptsStage) -> tuple[list[str], str]:
+    """What is continued, a few of the examples in an order of its own each time; and the text that
+    ends a question: what the data set's prompt has behind it. Texts that are whole prompts stand in
+    a list, and end with their line."""
+    before, _, after = config.dataset.prompt.partition("{question}")
+    asks = bool(after.strip()) and not config.raw and names("dataset.prompt", before + after) == []
     out = []
     for i in range(config.count):
         draw = random.Random(f"{config.seed} {i}")
         some = draw.sample(texts, min(SHOWN, len(texts)))
-        listed = "".join(f"{k}. {text}\n\n" for k, text in enumerate(some, 1))
-        out.append(f"A list of different texts of one kind.\n\n{listed}{len(some) + 1}.")
-    return out
+        if asks:
+            shown = "".join(f"{before}{text}{after}\n\n" for text in some)
+            out.append(shown + before.rstrip())
+        else:
+            shown = "".join(f"{k}. {text}\n\n" for k, text in enumerate(some, 1))
+            out.append(f"{shown}{len(some) + 1}.")
+    return out, after.strip() if asks else "\n"
 
 
-def _continued(model: Model, shown: Sequence[str], config: PromptsStage) -> list[tuple[str, bool]]:
+def _continued(
+    model: Model, shown: Sequence[str], end: str, config: PromptsStage
+) -> list[tuple[str, bool]]:
     """Text of each, and whether it came to an end."""
     ids = [tuple(x) for x in model.tokenizer(list(shown)).input_ids]
-    planned = plan.plan_writing(
-        ids,
-        0,
-        8 * plan.TOKENS[model.device],
-        LONGEST,
-        ["\n"],
-        config.temperature,
-        [random.Random(f"{config.seed} {i}").getrandbits(48) for i in range(len(ids))],
-    )
+    seeds = [random.Random(f"{config.seed} {i}").getrandbits(48) for i in range(len(ids))]
+    budget, stop = 8 * plan.TOKENS[model.device], [end, "\n\n"]
+    planned = plan.plan_writing(ids, 0, budget, LONGEST, stop, config.temperature, seeds)
     out = [("", False)] * len(ids)
     for i, tokens in model.run(model.job(), *planned):
         text = model.tokenizer.decode(tokens, skip_special_tokens=True)
-        ended = len(tokens) < LONGEST or "\n" in text
-        out[i] = (" ".join(until(text, ["\n"]).split()), ended)
+        ended = len(tokens) < LONGEST or any(s in text for s in stop)
+        out[i] = (" ".join(until(text, stop).split()), ended)
     return out
