@@ -120,11 +120,19 @@ class Teacher:
         known = self._scores.setdefault(id(model), {})
         new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
         if new:
-            rows = encode(model.tokenizer, new, self.c.dataset.chat)
-            job = model.job([[row] for row in rows])
+            dataset = self.c.dataset
+            rows = dict(zip(new, encode(model.tokenizer, new, dataset.chat), strict=True))
+            # answers to one prompt share its computation
+            asked: dict[str | Turns, list[Pair]] = {}
+            for pair in new:
+                asked.setdefault(pair[0], []).append(pair)
+            each = list(asked.values())
+            questions = [[rows[pair] for pair in mine] for mine in each]
+            job = model.job(questions)
             reads = plan.LOGITS[model.device] // len(model.tokenizer)
             budget = plan.TOKENS[model.device]
-            batches = plan.plan_scoring([[r] for r in rows], len(job.prefix), budget, reads)
-            for i, (score,) in model.run(job, *batches):
-                known[new[i]] = (score, len(rows[i].ids) - rows[i].start)
+            batches = plan.plan_scoring(questions, len(job.prefix), budget, reads)
+            for i, sums in model.run(job, *batches):
+                for pair, score in zip(each[i], sums, strict=True):
+                    known[pair] = (score, len(rows[pair].ids) - rows[pair].start)
         return [known[pair] for pair in pairs]
