@@ -24,6 +24,8 @@ CONTROLS = {
     "own": "the target's own adapter, on the labelled data, after as many steps",
 }
 LEARNS = ("gains", "factors")
+# What placebos are refined on, as reports name it.
+OF_BASE, SHUFFLED = "the base's answers", "shuffled answers"
 
 
 @dataclass
@@ -40,7 +42,7 @@ class RefineConfig:
     writer: str = "target"  # or source: the base that writes them
     raw: bool = False  # lines of such files are whole prompts: dataset.prompt is not put around
     count: int = 512  # prompts at most; that are written, before what is of no use is left out
-    held: int = 64  # prompts that are not trained on and decide when to stop; at most a fifth
+    held: int = 32  # prompts that are not trained on and decide when to stop; at most a fifth
     # What is asked of the source model. One greedy answer, or several that are drawn.
     max_new_tokens: int = 32
     samples: int = 1

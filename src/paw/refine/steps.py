@@ -14,7 +14,7 @@ from paw.errors import ConfigError
 from paw.graph import Check, Node, Source, Step, View
 from paw.models.load import resolve_runtime
 from paw.models.steps import Base, attached
-from paw.refine.config import RefineConfig, TeachStage
+from paw.refine.config import OF_BASE, SHUFFLED, RefineConfig, TeachStage
 from paw.refine.prompts import STAGE as PROMPTS
 from paw.refine.prompts import PromptsResult, PromptsStage
 from paw.refine.refine import STAGE as REFINE
@@ -134,9 +134,9 @@ def refinements(
     names = {
         "fresh": "fresh, refined",
         "gains": f"{method}, gains only",
-        "base": f"{name} on the base's answers",
-        "shuffled": f"{name} on shuffled answers",
-        "own": f"own adapter, {r.steps} steps",
+        "base": f"{name} on {OF_BASE}",
+        "shuffled": f"{name} on {SHUFFLED}",
+        "own": "own adapter, as many steps",
     }
     for control in dict.fromkeys(r.controls):
         if not (control in ("fresh", "gains") and fresh):

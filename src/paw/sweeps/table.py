@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 from paw.errors import ConfigError
+from paw.refine.config import OF_BASE, SHUFFLED
 from paw.sweeps.folder import Job, Sweep
 from paw.transfer.config import PlaceboConfig
 from paw.transfer.methods import Placebo, method_named
@@ -323,7 +324,9 @@ def _systems(job: Job) -> list[Figures]:
 
 
 def _is_moved(system: Figures) -> bool:
-    return str(system["system"]).startswith(ON_TARGET) and system["system"] != OWN
+    """Not the target's own adapter, of however many steps."""
+    name = str(system["system"])
+    return name.startswith(ON_TARGET) and not name.startswith(OWN)
 
 
 def _row(method: str, spoils: str | None, jobs: Sequence[_Described]) -> Row:
@@ -397,6 +400,8 @@ def _together(states: Sequence[str]) -> str:
 
 def _kind(method: str) -> tuple[bool, bool]:
     """Whether a method is a placebo, and whether it spoils the configured one."""
+    if method.endswith((f" on {OF_BASE}", f" on {SHUFFLED}")):
+        return True, False
     try:
         found = method_named(method.removeprefix(ON_TARGET))
     except ConfigError:  # of a plugin that is not here now
