@@ -459,6 +459,33 @@ def test_a_refinement_that_was_stopped_goes_on_to_the_same_bytes(
     assert (resumed / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_sixteen_bits_learn_too(precision: str, tmp_path: Path) -> None:
+    start = lora(tmp_path / "start", QWEN)
+    inputs = {"model": Input(QWEN, "qwen"), "lessons": lessons(tmp_path), "start": start}
+    config = stage(runtime=Runtime(precision), steps=8, gain_steps=6)
+    result, out = refined(tmp_path, "out", inputs, config)
+    assert result.loss_best < (result.loss_gains or 0) < result.loss_start
+    assert all(f.a.dtype == torch.float32 for f in read_adapter(out).values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "learn"), [("ddp", ["gains", "factors"]), ("fsdp", ["factors"])]
+)
+def test_two_processes_learn_what_one_does(strategy: str, learn: list[str], tmp_path: Path) -> None:
+    start = lora(tmp_path / "start", QWEN)
+    inputs = {"model": Input(QWEN, "qwen"), "lessons": lessons(tmp_path), "start": start}
+    one, alone = refined(tmp_path, "one", inputs, stage(learn=learn))
+    runtime = Runtime("float32", strategy=strategy)
+    config = stage(learn=learn, batch_size=4, devices=2, runtime=runtime)
+    two, both = refined(tmp_path, "two", inputs, config)
+    assert two.loss_best == pytest.approx(one.loss_best, rel=1e-4)
+    found, wanted = read_adapter(both), read_adapter(alone)
+    for name, f in wanted.items():
+        torch.testing.assert_close(found[name].b @ found[name].a, f.b @ f.a, rtol=1e-2, atol=1e-4)
+
+
 def test_agreement_is_what_greedy_writing_gives(tmp_path: Path) -> None:
     found = read_lessons(lessons(tmp_path).path)[:12]
     tokenizer, base = load_tokenizer(QWEN), load_model(QWEN, RUNTIME)

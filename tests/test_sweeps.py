@@ -27,7 +27,7 @@ from paw.report.compare import compare
 from paw.report.files import Report, write
 from paw.report.model import System
 from paw.report.records import Recorded, file_names, publish, read_run
-from paw.sweeps import best
+from paw.sweeps import best, table
 from paw.sweeps.best import LIKELIHOOD, Answer, answers
 from paw.sweeps.folder import Job, State, read, set_state, write_jobs
 from paw.sweeps.report import report
@@ -664,3 +664,22 @@ def test_on_the_command_line(paw: Paw, sweep: Path) -> None:
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
     assert "paw: error: sweep: nowhere has no jobs.json" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "moved", "placebo"),
+    [
+        ("target + ridge, refined", True, False),
+        ("target + fresh, refined", True, False),
+        ("target + ridge, gains only", True, False),
+        ("target + ridge, refined on the base's answers", True, True),
+        ("target + ridge, refined on shuffled answers", True, True),
+        ("target + own adapter, as many steps", False, False),
+        ("target + own adapter", False, False),
+        ("target + random", True, True),
+    ],
+)
+def test_refined_systems_are_methods_or_placebos(system: str, moved: bool, placebo: bool) -> None:
+    """The target's own adapter is neither, of however many steps: it saw labels."""
+    assert table._is_moved({"system": system}) == moved
+    assert table._kind(system)[0] == placebo

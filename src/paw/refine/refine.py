@@ -168,7 +168,6 @@ def refine(
         _copy(given.path, out)
     else:
         shutil.copytree(begun, out, dirs_exist_ok=True)
-        read_config(out)
     for what, _, where in phases:
         shutil.copyfile(where / CURVE, out / f"curve_{what}.jsonl")
     taught, said = about(inputs["lessons"].path), birth(given.path) if given else {}

@@ -40,6 +40,12 @@ class Refines(Transfers, Trains):
                 f"refine: the source is asked as training asks, not with evaluate.mode="
                 f"{self.evaluate.mode}. Use evaluate.mode=likelihood, or refine=none."
             )
+        sharded = self.hardware.strategy in ("fsdp", "deepspeed") and self.hardware.devices > 1
+        if self.refine.on and sharded and "gains" in self.refine.learn:
+            raise ConfigError(
+                f"refine.learn: gains are not learnt with hardware.strategy="
+                f"{self.hardware.strategy}. Use refine.learn=[factors], or hardware.strategy=ddp."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def prepare(model: Any, setting: Setting) -> None:
         count = a.weight.shape[0] if setting.adapter.per == "direction" else 1
         gain = torch.nn.Parameter(torch.ones(count, device=a.weight.device))
         a.register_parameter(GAIN, gain)
-        a.register_forward_hook(lambda module, args, out: out * module.gain.to(out.dtype))
+        a.register_forward_hook(lambda module, args, out: (out * module.gain).to(out.dtype))
 
 
 def saved(model: Any, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
