@@ -49,7 +49,7 @@ def test_a_method_owns_its_schema(name: str) -> None:
     method = adapters.method_named(name)
     config = method.schema(method=name)
     assert (config.virtual_tokens == 20) == ("virtual_tokens" in vars(config))
-    assert config.transferable == (name == "lora")
+    assert config.transferable == (name in ("lora", "adalora"))
 
 
 def test_a_method_from_outside_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,8 +68,10 @@ def test_a_method_from_outside_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         adapters.method_named("flipp")
 
 
-def test_dora_is_not_transferred() -> None:
-    assert [adapter(f"adapter={name}").transferable for name in ("rslora", "dora")] == [True, False]
+def test_what_is_no_product_of_factors_is_not_transferred() -> None:
+    kinds = ("rslora", "dora", "adalora", "ia3", "prefix_tuning")
+    found = [adapter(f"adapter={name}").transferable for name in kinds]
+    assert found == [True, True, True, False, False]
 
 
 WRONG: dict[str, tuple[list[str], dict[str, Any], Runtime]] = {

@@ -21,7 +21,7 @@ from scipy.stats import binomtest, pearsonr, spearmanr
 
 from conftest import Silent
 from paw.cli.compose import compose_config
-from paw.data.encode import BOUNDS, IDS, LABELS, STARTS, Rows
+from paw.data.encode import Rows, write_rows
 from paw.data.example import Example
 from paw.data.load import examples, sample
 from paw.data.tokenise import Encoded
@@ -393,12 +393,7 @@ def test_a_batch_that_is_halved_keeps_every_question_in_its_order() -> None:
 def encoded(folder: Path, lengths: Sequence[int]) -> Rows:
     """Rows of these lengths on the disk, a third of each an answer; every token of a row is its
     number."""
-    np.save(
-        folder / IDS, np.concatenate([np.full(n, i, dtype=np.int32) for i, n in enumerate(lengths)])
-    )
-    np.save(folder / BOUNDS, np.cumsum([0, *lengths]))
-    np.save(folder / STARTS, np.array([n - n // 3 for n in lengths], dtype=np.int32))
-    np.save(folder / LABELS, np.zeros(len(lengths), dtype=np.float32))
+    write_rows(folder, [Encoded((i,) * n, n - n // 3) for i, n in enumerate(lengths)])
     return Rows(folder)
 
 
