@@ -24,6 +24,7 @@ from paw.errors import ConfigError, DataError, TransferError
 from paw.evaluation import plan
 from paw.evaluation.devices import Engines
 from paw.evaluation.model import Model
+from paw.launch.outline import outline_of
 from paw.models.adapters import Factors, read_adapter, write_adapter
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.paths import embedded
@@ -523,3 +524,29 @@ def test_agreement_is_what_greedy_writing_gives(tmp_path: Path) -> None:
 def test_configurations_that_cannot_work_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RefineConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ([], ["procrustes, refined"]),
+        (["refine.start=fresh"], ["fresh, refined"]),
+        (
+            ["refine.start=fresh", "refine.controls=standard"],
+            [
+                "fresh, refined",
+                "fresh, refined on the base's answers",
+                "fresh, refined on shuffled answers",
+                "own adapter, as many steps",
+            ],
+        ),
+        (
+            ["refine.controls=[gains,fresh]"],
+            ["procrustes, refined", "procrustes, gains only", "fresh, refined"],
+        ),
+    ],
+)
+def test_every_start_and_control_becomes_a_system(asked: list[str], named: list[str]) -> None:
+    c = compose_config(["experiment=demo", "transfer.controls=[]", "refine=sequences", *asked])
+    found = [row.name.removeprefix("target + ") for row in outline_of(c, "plan").systems]
+    assert [n for n in found if "," in n] == named

@@ -127,11 +127,14 @@ def refinements(
             control=False,
         )
     ]
-    only = replace(r, learn=["gains"])
     made: dict[str, Callable[[], Step[Any]]] = {
         "fresh": lambda: refine(c, source, target, adapter=adapter, start=None),
         "gains": lambda: refine(
-            replace(c, refine=only), source, target, adapter=adapter, start=moved
+            replace(c, refine=replace(r, learn=["gains"])),
+            source,
+            target,
+            adapter=adapter,
+            start=moved,
         ),
         "base": lambda: refine(c, source, target, adapter=None, start=start),
         "shuffled": lambda: refine(c, source, target, adapter=adapter, start=start, shuffle=True),
