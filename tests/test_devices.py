@@ -607,7 +607,9 @@ def test_an_adapter_is_merged(kind: str, tmp_path: Path) -> None:
 
 
 RESOLVE = ["paw.models.load", "paw.training.memory", "paw.launch.run", "paw.tasks.predict"]
-RESOLVE += [f"paw.{part}.steps" for part in ("evaluation", "training", "transfer", "export")]
+RESOLVE += [
+    f"paw.{part}.steps" for part in ("evaluation", "training", "transfer", "refine", "export")
+]
 
 
 def run(runtime: Runtime, folder: Path, *command: str) -> None:
@@ -645,8 +647,10 @@ def test_predictions_are_the_same(
 
 @pytest.mark.slow
 def test_a_pipeline_from_end_to_end(tmp_path: Path) -> None:
+    """With refinement: answers are written and learnt, and agreement is found."""
     few = ["train.max_steps=3", "evaluate.limit=6", "transfer.positions=200"]
-    ask = ["task=pipeline", "experiment=demo", "transfer.controls=[]", *few]
+    refined = ["refine=sequences", "refine.count=16", "refine.steps=2", "refine.gain_steps=2"]
+    ask = ["task=pipeline", "experiment=demo", "transfer.controls=[]", *few, *refined]
 
     def systems(runtime: Runtime) -> Any:
         folder = tmp_path / runtime.device
@@ -656,5 +660,6 @@ def test_a_pipeline_from_end_to_end(tmp_path: Path) -> None:
 
     there, here = both(systems)
     assert [s["system"] for s in there] == [s["system"] for s in here]
+    assert "target + procrustes, refined" in [s["system"] for s in here]
     for a, b in zip(there, here, strict=True):
         assert close(a["loss"], b["loss"], 1e-3), a["system"]
