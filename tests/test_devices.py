@@ -285,12 +285,7 @@ def test_a_prefix_starts_from_a_text() -> None:
     def started(runtime: Runtime) -> torch.Tensor:
         base = load_model(LLAMA.path, runtime)
         setting = adapters.Setting(
-            model=base,
-            adapter=chosen,
-            name="tiny_llama",
-            task_type="CAUSAL_LM",
-            steps=3,
-            text=HEAD,
+            model=base, name="tiny_llama", task_type="CAUSAL_LM", steps=3, text=HEAD
         )
         model = peft.get_peft_model(base, method.config(chosen, setting))
         method.prepare(model, setting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 
@@ -19,6 +20,11 @@ def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     lines = (line for line in str(error).splitlines() if line.strip())
     return next(lines, type(error).__name__)
+
+
+def file_name(name: str) -> str:
+    """A name with nothing in it that a file system or a shell takes amiss."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_")
 
 
 def some(names: Sequence[str]) -> str:

@@ -45,6 +45,11 @@ class Example:
         return replace(self, contexts=tuple(before + _prompt(c) for c in self.contexts))
 
 
+def context_of(found: Any) -> str | Turns:
+    """A context as JSON holds it."""
+    return found if isinstance(found, str) else tuple((role, content) for role, content in found)
+
+
 def words(context: str | Turns) -> str:
     """A context as plain text, whoever said it."""
     return context if isinstance(context, str) else "\n".join(content for _, content in context)

@@ -95,7 +95,7 @@ class Prediction:
         ids = encode_prompts(model.tokenizer, prompts, dataset.chat)
         self._refuse_long(asked, [len(p) + c.max_new_tokens for p in ids], "predict.max_new_tokens")
         longest = max(map(len, ids)) + c.max_new_tokens
-        for place, text in continued(
+        for place, written in continued(
             model,
             model.job(),
             ids,
@@ -103,7 +103,7 @@ class Prediction:
             limit=c.max_new_tokens,
             stop=dataset.stop,
         ):
-            yield place, {"output": text.strip()}
+            yield place, {"output": written.text.strip()}
 
     def _classes(self, asked: Sequence[Asked]) -> Iterator[tuple[int, dict[str, Any]]]:
         model = self.model

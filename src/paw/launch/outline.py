@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from paw.config.common import RunConfig
 from paw.errors import ConfigError
 from paw.evaluation.result import EvaluateResult
 from paw.graph import Check, Node, Step
+from paw.text import file_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def outline_of(c: RunConfig, key: str) -> Outline:
 
 def adapter_folder(name: str) -> str:
     """What a transferred adapter is called in the run folder."""
-    return "target_" + re.sub(r"[^A-Za-z0-9.]+", "_", name).strip("_")
+    return f"target_{file_name(name)}"
 
 
 def numbered(names: Sequence[str]) -> list[str]:

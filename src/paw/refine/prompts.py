@@ -12,15 +12,15 @@ from pathlib import Path
 
 from paw.config.checks import transient
 from paw.data.config import DatasetConfig
-from paw.data.example import Turns
+from paw.data.example import Turns, context_of
 from paw.data.fields import names
 from paw.data.kinds import kind_named
 from paw.data.load import listed, unlabelled
 from paw.errors import DataError
 from paw.evaluation import plan
-from paw.evaluation.answers import until
 from paw.evaluation.devices import Engines
 from paw.evaluation.model import Model
+from paw.evaluation.modes.generate import continued
 from paw.evaluation.predict import Asked, prompt_of, read_file
 from paw.models.load import Runtime
 from paw.store import Context, Input, Stage, write_text
@@ -106,9 +106,7 @@ def read_prompts(folder: Path) -> list[Prompt]:
     return [
         Prompt(
             id=row["id"],
-            context=row["context"]
-            if isinstance(row["context"], str)
-            else tuple((role, content) for role, content in row["context"]),
+            context=context_of(row["context"]),
             choices=tuple(row["choices"]),
             contexts=tuple(row["contexts"]),
             origin=row["origin"],
@@ -227,11 +225,15 @@ def _continued(
     """Text of each, and whether it came to an end."""
     ids = [tuple(x) for x in model.tokenizer(list(shown)).input_ids]
     seeds = [random.Random(f"{config.seed} {i}").getrandbits(48) for i in range(len(ids))]
-    budget, stop = 8 * plan.TOKENS[model.device], [end, "\n\n"]
-    planned = plan.plan_writing(ids, 0, budget, LONGEST, stop, config.temperature, seeds)
-    out = [("", False)] * len(ids)
-    for i, tokens in model.run(model.job(), *planned):
-        text = model.tokenizer.decode(tokens, skip_special_tokens=True)
-        ended = len(tokens) < LONGEST or any(s in text for s in stop)
-        out[i] = (" ".join(until(text, stop).split()), ended)
-    return out
+    written = continued(
+        model,
+        model.job(),
+        ids,
+        tokens=8 * plan.TOKENS[model.device],
+        limit=LONGEST,
+        stop=[end, "\n\n"],
+        temperature=config.temperature,
+        seeds=seeds,
+    )
+    found = dict(written)
+    return [(" ".join(found[i].text.split()), found[i].ended) for i in range(len(ids))]

@@ -6,7 +6,7 @@ import math
 import random
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from paw.data.kinds import kind_named
 from paw.data.tokenise import Encoded, encode
 from paw.errors import DataError
 from paw.models.adapters import (
+    CONFIG,
     WEIGHTS,
     Factors,
     birth,
@@ -30,7 +31,6 @@ from paw.refine.teach import about, read_lessons
 from paw.refine.teacher import Lesson
 from paw.store import Context, Input, Stage, Watch, free_memory
 from paw.training.adapters import AdapterConfig
-from paw.training.adapters.gains import GainsConfig
 from paw.training.adapters.lora import LoraConfig
 from paw.training.config import TrainConfig
 from paw.training.files import BEST, recover
@@ -93,8 +93,6 @@ class RefineResult:
     tokens: int = 0  # trained on
     written: int = 0  # tokens that the source wrote
     coverage: float | None = None  # of the transferred adapter
-    left_out: dict[str, int] = field(default_factory=dict)
-    shuffled: bool = False
 
     def __str__(self) -> str:
         return (
@@ -197,8 +195,6 @@ def refine(
         tokens=sum(result.tokens for _, result, _ in phases),
         written=taught.written,
         coverage=figures.get("coverage"),
-        left_out=taught.left_out,
-        shuffled=config.shuffle,
     )
 
 
@@ -266,7 +262,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     recover(mine)
     rows, adapter = Rows(folder / ROWS), config.adapter
     if gains:
-        adapter = GainsConfig(method="gains")
+        adapter = AdapterConfig(method="gains")
     elif isinstance(adapter, LoraConfig):
         adapter = replace(adapter, dropout=0.0)  # as a transferred one has
     train = TrainConfig(
@@ -328,7 +324,7 @@ def _figure(value: float | None) -> float:
 
 def _copy(adapter: Path, out: Path) -> None:
     """The start as it is, so that what was evaluated of it holds."""
-    for name in ("adapter_config.json", WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         shutil.copyfile(adapter / name, out / name)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from paw.data.example import context_of
 from paw.data.load import listed
 from paw.data.tokenise import encode_prompts
 from paw.errors import ConfigError, DataError, TransferError
@@ -114,11 +115,8 @@ def read_lessons(folder: Path) -> list[Lesson]:
     text = (folder / LESSONS).read_text(encoding="utf-8")
     out = []
     for row in map(json.loads, text.splitlines()):
-        before = row["context"]
-        if not isinstance(before, str):
-            before = tuple((role, content) for role, content in before)
         found = {key: tuple(row[key]) for key in ("answers", "weights", "contexts")}
-        out.append(Lesson(id=row["id"], context=before, **found))
+        out.append(Lesson(id=row["id"], context=context_of(row["context"]), **found))
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,15 +13,16 @@ from paw.data.kinds import kind_named
 from paw.data.tokenise import encode, encode_prompts
 from paw.errors import DataError
 from paw.evaluation import plan
-from paw.evaluation.answers import until
 from paw.evaluation.model import Model
+from paw.evaluation.modes.generate import Written, continued
+from paw.evaluation.modes.likelihood import choice_sums
 from paw.refine.config import TeachStage
 from paw.refine.prompts import Prompt
 
 Pair = tuple["str | Turns", str]  # a context and its continuation
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Lesson:
     """A prompt with what the source says about it: answers, and how much each counts (1 in all)."""
 
@@ -29,6 +31,12 @@ class Lesson:
     answers: tuple[str, ...]
     weights: tuple[float, ...]
     contexts: tuple[str, ...] = ()  # of each answer, where they differ
+
+    @classmethod
+    def offered(cls, prompt: Prompt) -> Lesson:
+        """The choices of a prompt, which nobody has weighed yet."""
+        answers = prompt.choices
+        return cls(prompt.id, prompt.context, answers, (), prompt.contexts)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -39,13 +47,6 @@ class Lesson:
     def best(self) -> int:
         """The answer that counts most."""
         return self.weights.index(max(self.weights))
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str  # as the prompt is continued, its blank included
-    ended: bool  # by itself
-    tokens: int
 
 
 class Teacher:
@@ -62,7 +63,7 @@ class Teacher:
     def __init__(self, speaker: Model, base: Model, target: Model | None, c: TeachStage) -> None:
         self.speaker, self.base, self.target, self.c = speaker, base, target, c
         self.written = 0  # tokens
-        self._scores: dict[int, dict[Pair, tuple[float, int]]] = {}
+        self._scores: dict[tuple[str, ...], dict[Pair, tuple[float, int]]] = {}
 
     @cached_property
     def closes(self) -> bool:
@@ -71,53 +72,58 @@ class Teacher:
 
     def answers(
         self, prompts: Sequence[Prompt], samples: int, temperature: float
-    ) -> list[list[Answer]]:
+    ) -> list[list[Written]]:
         """What the speaker writes about each prompt.
 
         Args:
             samples: answers a prompt; one is greedy, several are drawn at the temperature.
         """
         c, model = self.c, self.speaker
-        dataset, limit = c.dataset, c.max_new_tokens
         for prompt in prompts:
             if prompt.contexts:
                 raise DataError(
-                    f"refine.signal: the questions of {dataset.name} are told apart by what "
+                    f"refine.signal: the questions of {c.dataset.name} are told apart by what "
                     "stands before the answer, so that there is none to write. Use "
                     "refine=choices."
                 )
-        # one line, where answers were not taught to end
-        stop = [*dataset.stop, *([] if self.closes else ["\n"])]
-        ids = encode_prompts(model.tokenizer, [p.context for p in prompts], dataset.chat)
-        greedy = samples == 1
-        each = [one for one in ids for _ in range(samples)]
-        seeds = [
-            random.Random(f"{c.seed} {p.id} {k}").getrandbits(48)
-            for p in prompts
-            for k in range(samples)
-        ]
-        planned = plan.plan_writing(
-            each,
-            0,
-            8 * plan.TOKENS[model.device],
-            limit,
-            stop,
-            0.0 if greedy else temperature,
-            seeds,
+        ids = encode_prompts(model.tokenizer, [p.context for p in prompts], c.dataset.chat)
+        draws = [(p, k) for p in prompts for k in range(samples)]
+        written = continued(
+            model,
+            model.job(),
+            [one for one in ids for _ in range(samples)],
+            tokens=8 * plan.TOKENS[model.device],
+            limit=c.max_new_tokens,
+            # one line, where answers were not taught to end
+            stop=[*c.dataset.stop, *([] if self.closes else ["\n"])],
+            temperature=0.0 if samples == 1 else temperature,
+            seeds=[random.Random(f"{c.seed} {p.id} {k}").getrandbits(48) for p, k in draws],
         )
-        found: list[Answer | None] = [None] * len(each)
-        for i, tokens in model.run(model.job(), *planned):
-            self.written += len(tokens)
-            whole = model.tokenizer.decode(tokens, skip_special_tokens=True)
-            text = until(whole, stop).strip()
-            ended = len(tokens) < limit or any(s in whole for s in stop)
-            found[i] = Answer(f" {text}" if text else "", ended, len(tokens))
-        flat = iter(found)
-        return [[a for _ in range(samples) if (a := next(flat))] for _ in prompts]
+        found = dict(written)
+        self.written += sum(answer.tokens for answer in found.values())
+        flat = [found[i] for i in range(len(draws))]
+        return [flat[i * samples : (i + 1) * samples] for i in range(len(prompts))]
+
+    def lessons(self, prompts: Sequence[Prompt], samples: int, temperature: float) -> list[Lesson]:
+        """The same as lessons, each answer as often as it came; prompts without are left out."""
+        out = []
+        written = self.answers(prompts, samples, temperature)
+        for prompt, answers in zip(prompts, written, strict=True):
+            # an answer that was taught to end and does not has gone astray
+            texts = [a.text.strip() for a in answers if a.ended or not self.closes]
+            kept = Counter(f" {text}" for text in texts if text)
+            if kept:
+                weights = tuple(n / kept.total() for n in kept.values())
+                one = Lesson(
+                    id=prompt.id, context=prompt.context, answers=tuple(kept), weights=weights
+                )
+                out.append(one)
+        return out
 
     def scores(self, model: Model, pairs: Sequence[Pair]) -> list[tuple[float, int]]:
         """Log-likelihood in nats of each continuation, and its tokens."""
-        known = self._scores.setdefault(id(model), {})
+        key = (model.base.fingerprint, model.adapter.fingerprint if model.adapter else "")
+        known = self._scores.setdefault(key, {})
         new = [pair for pair in dict.fromkeys(pairs) if pair not in known]
         if new:
             dataset = self.c.dataset
@@ -128,11 +134,7 @@ class Teacher:
                 asked.setdefault(pair[0], []).append(pair)
             each = list(asked.values())
             questions = [[rows[pair] for pair in mine] for mine in each]
-            job = model.job(questions)
-            reads = plan.LOGITS[model.device] // len(model.tokenizer)
-            budget = plan.TOKENS[model.device]
-            batches = plan.plan_scoring(questions, len(job.prefix), budget, reads)
-            for i, sums in model.run(job, *batches):
+            for i, sums in choice_sums(model, questions).items():
                 for pair, score in zip(each[i], sums, strict=True):
                     known[pair] = (score, len(rows[pair].ids) - rows[pair].start)
         return [known[pair] for pair in pairs]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from paw.errors import ConfigError, DataError
 from paw.evaluation.records import RECORDS, Record
 from paw.report.model import System
+from paw.text import file_name
 
 FOLDER = "records"
 
@@ -48,7 +48,7 @@ def file_names(systems: Sequence[System], form: str) -> list[str]:
     """
     names: list[str] = []
     for system in systems:
-        stem = f"{FOLDER}/{re.sub(r'[^A-Za-z0-9.-]+', '_', system.name).strip('_') or 'system'}"
+        stem = f"{FOLDER}/{file_name(system.name) or 'system'}"
         numbered = (f"{stem}-{n}.{form}" if n > 1 else f"{stem}.{form}" for n in itertools.count(1))
         names.append(next(name for name in numbered if name not in names))
     return names

@@ -98,13 +98,7 @@ def prefer(
     tokenizer = load_tokenizer(model.path, config.trust_remote_code)
     if tokenizer.eos_token is None:  # TRL ends every answer with it
         tokenizer.eos_token = tokenizer.pad_token
-    setting = Setting(
-        model=base,
-        adapter=config.adapter,
-        name=model.path.name,
-        task_type="CAUSAL_LM",
-        steps=steps,
-    )
+    setting = Setting(model=base, name=model.path.name, task_type="CAUSAL_LM", steps=steps)
     peft_config = method_named(config.adapter.method).config(config.adapter, setting)
     args = _arguments(config, steps)
     _ = args.device  # finds all GPUs, and would train on each a batch of its own

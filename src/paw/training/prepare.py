@@ -45,7 +45,6 @@ def adapted(plan: Plan, rows: Rows, device: str) -> Any:
         _liger(base)
     setting = Setting(
         model=base,
-        adapter=plan.adapter,
         name=plan.model.name,
         task_type="SEQ_CLS" if plan.classify else "CAUSAL_LM",
         steps=plan.steps,

@@ -2,11 +2,11 @@
 
     A_t = A_s·T_in        B_t = gain · T_out·B_s
 
-The result has exactly the source's rank and ΔW is never formed. Which maps, a method decides
-(paw/transfer/methods). No model is built: weights are read tensor by tensor, activations are known
-by their moments (paw/transfer/evidence). Only methods that correct themselves along the depth run
-the models. Which of the modules are used, stage `gate` decides, so that a sweep over thresholds
-computes the maps once.
+The result has exactly the source's rank (of DoRA twice that) and ΔW is never formed. Which maps, a
+method decides (paw/transfer/methods). No model is built: weights are read tensor by tensor,
+activations are known by their moments (paw/transfer/evidence). Only methods that correct themselves
+along the depth run the models. Which of the modules are used, stage `gate` decides, so that a sweep
+over thresholds computes the maps once.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ number counts. The choices' log-likelihoods are taken, too."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_uppercase
 
@@ -49,7 +49,16 @@ def answer(asking: Asking) -> list[Record]:
         )
     )
     read = read_letter if lettered else read_number
-    return [r | read(q, texts[i]) for i, (q, r) in enumerate(zip(questions, records, strict=True))]
+    return [
+        r | read(q, texts[i].text) for i, (q, r) in enumerate(zip(questions, records, strict=True))
+    ]
+
+
+@dataclass(frozen=True)
+class Written:
+    text: str
+    ended: bool  # by itself, or at a stop
+    tokens: int
 
 
 def continued(
@@ -60,17 +69,22 @@ def continued(
     tokens: int,
     limit: int,
     stop: Sequence[str],
-) -> Iterator[tuple[int, str]]:
-    """Prompts continued greedily, the longest first: number and text of each, as it is done.
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
+) -> Iterator[tuple[int, Written]]:
+    """Prompts continued, the longest first: number and text of each, as it is done.
 
     Args:
         tokens: of a batch.
         limit: tokens that are written at most.
         stop: texts that end an answer; they are cut off.
+        temperature, seeds: 0 writes greedily; else what is drawn for each prompt has its seed.
     """
-    planned = plan.plan_writing(prompts, len(job.prefix), tokens, limit, stop)
+    planned = plan.plan_writing(prompts, len(job.prefix), tokens, limit, stop, temperature, seeds)
     for i, ids in model.run(job, *planned):
-        yield i, answers.until(model.tokenizer.decode(ids, skip_special_tokens=True), stop)
+        whole = model.tokenizer.decode(ids, skip_special_tokens=True)
+        ended = len(ids) < limit or any(s in whole for s in stop)
+        yield i, Written(answers.until(whole, stop), ended, len(ids))
 
 
 def read_letter(question: Example, text: str) -> Record:

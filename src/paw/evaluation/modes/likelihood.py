@@ -11,6 +11,7 @@ import numpy as np
 from paw.data.example import Example
 from paw.data.tokenise import Encoded, encode
 from paw.evaluation import plan
+from paw.evaluation.model import Model
 from paw.evaluation.modes import Asking
 from paw.evaluation.records import Record, require_finite
 from paw.evaluation.result import EvaluateResult
@@ -44,15 +45,26 @@ def scored(
     Raises:
         StageError: for scores that are not finite.
     """
-    model = asking.model
-    job, tokens = model.job(rows), asking.config.evaluate.batch_tokens or plan.TOKENS[model.device]
-    reads = plan.LOGITS[model.device] // len(model.tokenizer)
-    sums = dict(model.run(job, *plan.plan_scoring(rows, len(job.prefix), tokens, reads)))
+    sums = choice_sums(asking.model, rows, asking.config.evaluate.batch_tokens)
     records = [
         record(q, sums[i], [len(r.ids) - r.start for r in rows[i]]) for i, q in enumerate(questions)
     ]
     require_finite(records)
     return records
+
+
+def choice_sums(
+    model: Model, rows: Sequence[Sequence[Encoded]], tokens: int | None = None
+) -> dict[int, list[float]]:
+    """The log-likelihoods in nats of each question's choices, by its number.
+
+    Args:
+        rows: of each question.
+        tokens: of a batch; else by device.
+    """
+    job, tokens = model.job(rows), tokens or plan.TOKENS[model.device]
+    reads = plan.LOGITS[model.device] // len(model.tokenizer)
+    return dict(model.run(job, *plan.plan_scoring(rows, len(job.prefix), tokens, reads)))
 
 
 def record(question: Example, sums: list[float], tokens: list[int]) -> Record:

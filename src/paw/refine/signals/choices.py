@@ -5,27 +5,16 @@ sequences, cut to those that are offered (arXiv 1503.02531)."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from paw.refine.config import TeachStage
 from paw.refine.signals import Lesson, Prompt, Signal, Teacher, shares
 
 
 def teach(teacher: Teacher, prompts: Sequence[Prompt], c: TeachStage) -> list[Lesson]:
-    blank = [
-        Lesson(id=p.id, context=p.context, answers=p.choices, weights=(), contexts=p.contexts)
-        for p in prompts
-    ]
+    blank = [Lesson.offered(prompt) for prompt in prompts]
     scores = iter(teacher.scores(teacher.speaker, [pair for one in blank for pair in one.pairs]))
-    return [
-        Lesson(
-            id=one.id,
-            context=one.context,
-            answers=one.answers,
-            contexts=one.contexts,
-            weights=shares([next(scores)[0] for _ in one.answers]),
-        )
-        for one in blank
-    ]
+    return [replace(one, weights=shares([next(scores)[0] for _ in one.answers])) for one in blank]
 
 
 SIGNAL = Signal(teach=teach, compares=True)

@@ -80,7 +80,6 @@ class Setting:
     """What a method may want to know of the training it is for."""
 
     model: Any
-    adapter: Any  # its configuration
     name: str  # of the base, for messages
     task_type: str  # PEFT's: CAUSAL_LM or SEQ_CLS
     steps: int

@@ -1,33 +1,20 @@
-"""A factor for each rank direction, or each module, of a LoRA that else stays as it is:
-ΔW = B·diag(g)·A. A few hundred numbers, which cannot learn a task by themselves: only how loudly
-each part of a transferred adapter should speak.
+"""A factor for each rank direction of a LoRA that else stays as it is: ΔW = B·diag(g)·A. A few
+hundred numbers, which cannot learn a task by themselves: only how loudly each part of a transferred
+adapter should speak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from paw.config.checks import one_of
 from paw.errors import ConfigError
 from paw.training.adapters import AdapterConfig, Method, Setting
 
 ADAPTER, GAIN = "default", "gain"
 
 
-@dataclass
-class GainsConfig(AdapterConfig):
-    """Begins with a given LoRA."""
-
-    per: str = "direction"  # or module
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        one_of("adapter.per", self.per, ("direction", "module"))
-
-
-def config(c: GainsConfig, setting: Setting) -> Any:
+def config(c: AdapterConfig, setting: Setting) -> Any:
     raise ConfigError("adapter.method=gains: there is no adapter whose gains could be learnt.")
 
 
@@ -39,8 +26,7 @@ def prepare(model: Any, setting: Setting) -> None:
         a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         a.weight.requires_grad_(False)
         b.weight.requires_grad_(False)
-        count = a.weight.shape[0] if setting.adapter.per == "direction" else 1
-        gain = torch.nn.Parameter(torch.ones(count, device=a.weight.device))
+        gain = torch.nn.Parameter(torch.ones(len(a.weight), device=a.weight.device))
         a.register_parameter(GAIN, gain)
         a.register_forward_hook(lambda module, args, out: (out * module.gain).to(out.dtype))
 
@@ -61,4 +47,4 @@ def _layers(model: Any) -> list[Any]:
     return [m for m in model.modules() if ADAPTER in getattr(m, "lora_A", {})]
 
 
-METHOD = Method(schema=GainsConfig, config=config, prepare=prepare, saved=saved)
+METHOD = Method(schema=AdapterConfig, config=config, prepare=prepare, saved=saved)
