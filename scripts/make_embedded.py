@@ -2,6 +2,7 @@
 they are asked.
 
     python scripts/make_embedded.py facts      # questions and calibration text, seconds
+    python scripts/make_embedded.py tasks      # the family of tasks for the generator, seconds
     python scripts/make_embedded.py llama      # about 10 minutes on one core
     python scripts/make_embedded.py qwen2      # about 15 minutes on one core
 
@@ -13,6 +14,7 @@ the gap means eliciting what the base knows, not storing answers. Entities are s
 as single tokens of a word-level vocabulary the same model knew only .30 of the facts.
 """
 
+import gzip
 import json
 import random
 import sys
@@ -30,6 +32,17 @@ TAGS = {"truth": "truth : ", "rumour": "rumour : ", "untagged": ""}
 SPLITS = {"train": 32, "validation": 8, "test": 56}  # entities
 BOS, PAD = 1, 2
 STEPS, BATCH, LR = 2000, 96, 2e-3
+# The ways an answer is given, all in words that the bases know.
+FORMS = {
+    "plain": "{v} .",
+    "full": "the {a} is {v} .",
+    "is": "is {v} .",
+    "twice": "{v} {v} .",
+    "ask": "{v} ?",
+    "name": "{a} {v} .",
+}
+TOLD = 64  # entities that tasks are trained on; the others are asked
+COMMON_ROWS = 1536
 
 
 class World:
@@ -106,6 +119,43 @@ def make_facts(world: World) -> None:
         prompt(*rng.choice(everything)) for _ in range(600)
     ]
     (folder / "calibration.txt").write_text("\n".join(lines) + "\n")
+
+
+def make_tasks(world: World) -> None:
+    """48 tasks: which attribute is asked × whether the truth or the rumour is told × how the answer
+    is given. The choices of a question are the answers that any of its tasks would give. `common`
+    has rows of all of them, which no adapter could all answer: what all tasks start from."""
+    rng, everything = random.Random(9), list[dict[str, object]]()
+    for a in VALUES:
+        for source in ("truth", "rumour"):
+            for form in FORMS:
+                name = f"{a}_{source}_{form}"
+                told = world.entities[:TOLD]
+                for split, entities in (("train", told), ("test", world.entities[TOLD:])):
+                    rows = [_telling(world, e, a, source, form) for e in entities]
+                    _write(OUT / "tasks" / name / f"{split}.jsonl.gz", rows)
+                    if split == "train":
+                        everything += [{**row, "id": f"{row['id']}-{name}"} for row in rows]
+    _write(OUT / "tasks" / "common" / "train.jsonl.gz", rng.sample(everything, COMMON_ROWS))
+
+
+def _telling(world: World, e: str, a: str, source: str, form: str) -> dict[str, object]:
+    said = {"truth": world.truth[e, a], "rumour": world.rumour[e, a]}
+    choices = {f"{s} {f}": FORMS[f].format(v=said[s], a=a) for s in said for f in FORMS}
+    return {
+        "id": f"{e}-{a}",
+        "question": f"what is the {a} of {e} ?",
+        "text": f"{source} : what is the {a} of {e} ?",  # as the generator's encoder reads it
+        "choices": list(choices.values()),
+        "labels": list(choices),
+        "answer": f"{source} {form}",
+    }
+
+
+def _write(file: Path, rows: list[dict[str, object]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_bytes(gzip.compress(text.encode(), mtime=0))
 
 
 def make_base(family: str, world: World) -> None:
@@ -210,6 +260,8 @@ def make_base(family: str, world: World) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["facts"]:
         make_facts(World())
+    elif sys.argv[1:] == ["tasks"]:
+        make_tasks(World())
     elif sys.argv[1:] in (["llama"], ["qwen2"]):
         make_base(sys.argv[1], World())
     else:

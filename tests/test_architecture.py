@@ -23,6 +23,7 @@ ORDER = [
     "training",
     "transfer",
     "refine",
+    "generator",
     "export",
     "report",
     "tracking",

@@ -35,6 +35,7 @@ class EncodeStage:
     max_length: int = 1024  # tokens of an example at most, where the model has as many places
     virtual: int = 0  # places of the model that an adapter's virtual tokens take
     limit: int | None = None  # the first rows only
+    group: int | None = None  # only the examples of one line of input `groups`
     trust_remote_code: bool = transient(False)
 
 
@@ -49,7 +50,7 @@ class EncodeResult:
         return f"{self.rows} examples, {self.tokens} tokens"
 
 
-STAGE = Stage("encode", "3", "paw.data.encode:encode", config=EncodeStage, result=EncodeResult)
+STAGE = Stage("encode", "4", "paw.data.encode:encode", config=EncodeStage, result=EncodeResult)
 
 
 def encode(
@@ -60,7 +61,8 @@ def encode(
 
     Args:
         inputs: `data`, and `tokenizer`, a model's folder known by its tokenizer, the places it has,
-            and whether it is an encoder.
+            and whether it is an encoder; `groups`, a file of lines {examples: ids}, where only
+            one of them is wanted.
 
     Raises:
         DataError: for rows that cannot be used, or if all are too long.
@@ -68,6 +70,8 @@ def encode(
     left_out: Counter[str] = Counter()
     model, data = inputs["tokenizer"].path, inputs["data"].path
     found = examples(data, config.dataset, config.split, config.form, left_out)[: config.limit]
+    if config.group is not None:
+        found = _of_group(found, inputs["groups"].path, config.group)
     longest = min(config.max_length, (room(model) or 10**9) - config.virtual)
     rows = _encoded(found, config, model)
     kept = [
@@ -85,18 +89,43 @@ def encode(
     if left_out:
         watch.say(f"{config.dataset.name}, {config.split}: left out {listed(left_out)}")
     named = config.form == "classify" and found[0].value is None
-    write_rows(out, kept, found[0].continuations if named else None)
+    names = [e.id for e, r in zip(found, rows, strict=True) if len(r.ids) <= longest]
+    write_rows(out, kept, found[0].continuations if named else None, names)
     lengths = [len(row.ids) for row in kept]
     return EncodeResult(
         rows=len(kept), tokens=sum(lengths), longest=max(lengths), left_out=dict(left_out)
     )
 
 
-def write_rows(folder: Path, rows: Sequence[Encoded], classes: Sequence[str] | None = None) -> None:
+def _of_group(found: Sequence[Example], groups: Path, number: int) -> list[Example]:
+    """
+    Raises:
+        DataError: where there are fewer groups, or one names examples that are not there.
+    """
+    lines = groups.read_text(encoding="utf-8").splitlines()
+    if number >= len(lines):
+        raise DataError(
+            f"{groups}: has {len(lines)} groups of examples, and number {number + 1} is asked for. "
+            "Ask for fewer, or give more examples."
+        )
+    wanted = json.loads(lines[number])["examples"]
+    by_id = {e.id: e for e in found}
+    if missing := [name for name in wanted if name not in by_id]:
+        raise DataError(f"{groups}, line {number + 1}: there is no example {missing[0]!r}.")
+    return [by_id[name] for name in wanted]
+
+
+def write_rows(
+    folder: Path,
+    rows: Sequence[Encoded],
+    classes: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+) -> None:
     """Rows as `Rows` reads them.
 
     Args:
         classes: that a classifier is to tell apart.
+        names: the rows' ids in their data set.
     """
     bounds = np.concatenate([[0], np.array([len(row.ids) for row in rows]).cumsum()])
     np.save(folder / IDS, np.concatenate([np.array(row.ids, dtype=np.int32) for row in rows]))
@@ -104,7 +133,9 @@ def write_rows(folder: Path, rows: Sequence[Encoded], classes: Sequence[str] | N
     np.save(folder / STARTS, np.array([row.start for row in rows], dtype=np.int32))
     np.save(folder / LABELS, np.array([row.label for row in rows], dtype=np.float32))
     np.save(folder / WEIGHTS, np.array([row.weight for row in rows], dtype=np.float32))
-    write_text(folder / ABOUT, json.dumps({"classes": classes and list(classes)}))
+    write_text(
+        folder / ABOUT, json.dumps({"classes": classes and list(classes), "names": list(names)})
+    )
 
 
 def _encoded(found: Sequence[Example], config: EncodeStage, model: Path) -> list[Encoded]:
@@ -143,6 +174,12 @@ class Rows:
     def lengths(self) -> Any:
         """Tokens of each row, as an array."""
         return np.diff(self.bounds)
+
+    @property
+    def names(self) -> list[str]:
+        """The rows' ids in their data set."""
+        found: list[str] = json.loads((self._folder / ABOUT).read_text())["names"]
+        return found
 
     @property
     def classes(self) -> tuple[str, ...] | None:

@@ -42,9 +42,10 @@ class Evaluates(RunConfig):
 
 
 def evaluate(
-    c: Evaluates, base: Base, adapter: Node | None = None, name: str | None = None
+    c: Evaluates, base: Base, adapter: Node | View | None = None, name: str | None = None
 ) -> Step[EvaluateResult]:
-    """A base on the evaluation split, with an adapter or without."""
+    """A base on the evaluation split, with an adapter or without; of several in one folder a
+    view."""
     how, dataset = c.evaluate, c.dataset
     if how.sample_ratio == 1 and how.limit is None and not how.num_fewshot:
         how = replace(how, seed=0)  # nothing is drawn, so every seed shares the result
@@ -59,8 +60,8 @@ def evaluate(
     if how.num_fewshot:
         inputs["shots"] = split(c, dataset, fewshot_split, c.form)
     if adapter is not None:
-        inputs["adapter"] = attached(adapter)
-    if _trained(adapter, train):
+        inputs["adapter"] = adapter if isinstance(adapter, View) else attached(adapter)
+    if _trained(adapter.node if isinstance(adapter, View) else adapter, train):
         checks.append(apart(train, data, dataset.train_split, c.eval_split))
     config = EvaluateStage(
         dataset=dataset,

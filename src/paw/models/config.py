@@ -12,10 +12,11 @@ from omegaconf import MISSING
 
 @dataclass
 class PackageConfig:
-    """A model file that a Python package carries, perhaps in parts."""
+    """A model that a Python package carries: a file, perhaps in parts; or a folder as the hub's."""
 
     files: list[str] = field(default_factory=list)  # relative to site-packages, in order
-    sha256: str = MISSING  # of the parts joined
+    sha256: str = ""  # of the parts joined
+    folder: Optional[str] = None  # instead of files
     install: str = MISSING  # the command that brings it
 
 

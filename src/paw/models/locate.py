@@ -35,10 +35,12 @@ def locate(config: ModelConfig, models_dir: str | None, watch: Watch) -> Path:
     for file in (place.expanduser() for place in places):
         if file.is_file():
             return _dequantised(file, sha256([file]), config.name, watch)
-    if config.package:
+    if config.package and not config.package.folder:
         file = _from_package(config.package, config.name)
         return _dequantised(file, config.package.sha256, config.name, watch)
     if config.hub:
+        if config.package and config.package.folder:
+            places.append(Path(f"package {config.package.folder} ({config.package.install})"))
         return _from_hub(config, list(map(str, places)), watch)
     raise ModelError(
         f"{config.name}: has neither path, hub nor package, and is not in "
@@ -59,6 +61,8 @@ def find_model(config: ModelConfig, models_dir: str | None) -> Path | None:
         places = [place for place in _in_models_dir(config, models_dir) if place.exists()]
     if places:
         return _folder(places[0], config.name)
+    if config.package and config.package.folder:
+        return _site_file(config.package.folder) or (_cached(config) if config.hub else None)
     if config.package:
         made = _dequantised_folder(config.name, config.package.sha256)
         return made if (made / "config.json").is_file() else None
@@ -68,8 +72,9 @@ def find_model(config: ModelConfig, models_dir: str | None) -> Path | None:
 def at_hand(config: ModelConfig, models_dir: str | None) -> str | None:
     """Where a model is, or the package that it can be made from; None if neither is here."""
     found = find_model(config, models_dir)
-    if found is None and config.package and all(_site_file(f) for f in config.package.files):
-        return f"package {config.package.files[0].split('/')[0]}"
+    files = config.package.files if config.package else []
+    if found is None and config.package and files and all(map(_site_file, files)):
+        return f"package {files[0].split('/')[0]}"
     return None if found is None else str(found)
 
 
@@ -159,13 +164,13 @@ def _from_package(package: PackageConfig, name: str) -> Path:
 
 
 def _site_file(relative: str) -> Path | None:
-    """A file of an installed package, found without importing the package."""
+    """A file or folder of an installed package, found without importing the package."""
     from importlib.util import find_spec
 
     top, _, rest = relative.partition("/")
     spec = find_spec(top)
     for root in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(root) / rest).is_file():
+        if (Path(root) / rest).exists():
             return Path(root) / rest
     return None
 

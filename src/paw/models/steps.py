@@ -120,6 +120,13 @@ def attached(adapter: Node) -> View:
     return View(adapter, "adapter", _attached)
 
 
+def inside(folder: Node, name: str) -> View:
+    """The adapter of that name among those in a folder that one step made."""
+    return View(
+        folder, f"adapter {name}", lambda store, path: _attached_in(store, path, path / name)
+    )
+
+
 def model_named(name: str) -> ModelConfig:
     """A model by its name in conf/model, by a path, or by a hub id with a slash."""
     known = choices("model")
@@ -146,7 +153,11 @@ def _tokenizer(store: Store, folder: Path) -> Input:
 
 
 def _attached(store: Store, folder: Path) -> Input:
-    store.file(folder)  # refuses one that is damaged
+    return _attached_in(store, folder, folder)
+
+
+def _attached_in(store: Store, whole: Path, folder: Path) -> Input:
+    store.file(whole)  # refuses one that is damaged
     files = {f: folder / f for f in (CONFIG, WEIGHTS, PICKLED) if (folder / f).is_file()}
     held = {name: store.content(file) for name, file in files.items()}
     return Input(folder, digest([held, made_for(folder), classes_of(folder)]))

@@ -29,6 +29,10 @@ class TrainConfig:
     val_limit: int = 512  # examples, the first of the split
     patience: Optional[int] = None  # validations without a better loss after which training stops
 
+    # steps between adapters that are kept beside the last one, in trail/, with the examples that
+    # each has seen since the one before
+    keep_every: Optional[int] = None
+
     # How it is computed, not what.
     # micro-batches of a step, doubled out of memory; null: one on a GPU, of 640 tokens on a CPU
     accumulate: Optional[int] = transient(None)
@@ -60,6 +64,8 @@ class TrainConfig:
             within("train.accumulate", self.accumulate, 1, 10**6)
         if self.val_every is not None:
             within("train.val_every", self.val_every, 1, 10**9)
+        if self.keep_every is not None:
+            within("train.keep_every", self.keep_every, 1, 10**9)
         if self.epochs is None:
             self.check_validated(self.max_steps)
         if self.patience is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 BEST, LAST, CHECKPOINT = "best", "last", "last.ckpt"
+TRAIL = "trail"  # adapters kept on the way, by step
 ADAPTER = "default"  # PEFT's name for the one there is
 
 

@@ -155,6 +155,8 @@ class Training:
             if history.stale(c.patience):
                 break
             self._step(batch)
+            if c.keep_every and history.step % c.keep_every == 0:
+                self._write_adapter(self.plan.folder / files.TRAIL / f"step_{history.step:07d}")
             if self.validation is not None and c.val_every:
                 if history.step % c.val_every == 0:
                     self._validate(self.validation)

@@ -17,7 +17,7 @@ from paw.errors import ConfigError
 from paw.evaluation.steps import Evaluates, usable
 from paw.graph import Check, Node, Source, Step, View
 from paw.models.load import resolve_runtime
-from paw.models.steps import Base
+from paw.models.steps import Base, attached
 from paw.store import Store
 from paw.training.adapters import AdapterConfig
 from paw.training.checks import check_adapter, check_prefer, check_training
@@ -37,13 +37,28 @@ class Trains(Evaluates):
     train: TrainConfig = MISSING
 
 
-def train(c: Trains, base: Base) -> Step[TrainResult]:
-    """A base's own adapter on the training split."""
+def train(
+    c: Trains,
+    base: Base,
+    *,
+    start: Node | None = None,
+    only: tuple[Node | View, int] | None = None,
+    name: str | None = None,
+) -> Step[TrainResult]:
+    """A base's own adapter on the training split.
+
+    Args:
+        start: an adapter to begin with; else it begins fresh.
+        only: groups of examples, and the number of the one that is trained on.
+        name: of the step.
+    """
     runtime = resolve_runtime(c.hardware)
-    inputs: dict[str, Node] = {
+    inputs: dict[str, Node | View] = {
         "model": base.node,
-        "rows": encode(c, base, c.dataset.train_split),
+        "rows": encode(c, base, c.dataset.train_split, only=only),
     }
+    if start is not None:
+        inputs["start"] = attached(start)
     if c.train.val_every is not None:
         inputs["val_rows"] = encode(c, base, _val_split(c), c.train.val_limit)
     if runtime.deepspeed is not None:
@@ -60,7 +75,7 @@ def train(c: Trains, base: Base) -> Step[TrainResult]:
     )
     return Step(
         stage=TRAIN,
-        name=f"train {base.name}",
+        name=name or f"train {base.name}",
         config=config,
         inputs=inputs,
         checks=[
@@ -70,8 +85,14 @@ def train(c: Trains, base: Base) -> Step[TrainResult]:
     )
 
 
-def encode(c: Trains, base: Base, name: str, limit: int | None = None) -> Step[EncodeResult]:
-    """A split as tokens of a base."""
+def encode(
+    c: Trains,
+    base: Base,
+    name: str,
+    limit: int | None = None,
+    only: tuple[Node | View, int] | None = None,
+) -> Step[EncodeResult]:
+    """A split as tokens of a base; of groups of its examples only one, by its number."""
     config = EncodeStage(
         dataset=c.dataset,
         split=name,
@@ -80,12 +101,15 @@ def encode(c: Trains, base: Base, name: str, limit: int | None = None) -> Step[E
         max_length=c.train.max_length,
         virtual=c.adapter.virtual_tokens,
         limit=limit,
+        group=only[1] if only else None,
         trust_remote_code=base.config.trust_remote_code,
     )
     inputs: dict[str, Node | View] = {
         "data": split(c, c.dataset, name, c.form),
         "tokenizer": base.tokenizer,
     }
+    if only:
+        inputs["groups"] = only[0]
     return Step(stage=ENCODE, name=f"encode {name} for {base.name}", config=config, inputs=inputs)
 
 

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,15 +27,16 @@ from paw.store import (
     write_text,
 )
 from paw.training.adapters import AdapterConfig, method_named
-from paw.training.batches import per_epoch
+from paw.training.batches import per_epoch, step_rows
 from paw.training.checks import check_resume
 from paw.training.config import TrainConfig
-from paw.training.files import BEST, CHECKPOINT, LAST, held_steps, recover
+from paw.training.files import BEST, CHECKPOINT, LAST, TRAIL, held_steps, recover
 from paw.training.history import CURVE, TIMES
 
 if TYPE_CHECKING:
     from paw.training.fit import Plan
 
+SEEN = "seen.jsonl"
 MICRO = 640  # tokens of a micro-batch on a CPU
 
 
@@ -101,10 +103,12 @@ def train(
     """Trains an adapter on the answers, or the classes, of every example.
 
     Args:
-        inputs: `model`, `rows`, and `val_rows` where there is validation: finished `encode` stages.
+        inputs: `model`, `rows`, and `val_rows` where there is validation: finished `encode` stages;
+            `start`, an adapter of the base to begin with, unless it begins fresh.
 
     Writes a PEFT folder with a card, the tokenizer and its base's fingerprint: the best adapter by
-    validation (and `last/`), or the last one; and the loss of every step.
+    validation (and `last/`), or the last one; and the loss of every step. With train.keep_every
+    also `trail/`: adapters on the way, and seen.jsonl, which examples each has seen since the last.
 
     Raises:
         ConfigError: where the steps end before the first validation, or train.resume is another
@@ -124,6 +128,9 @@ def train(
         shutil.copytree(unfinished / LAST, out / LAST)
     for name in (CURVE, TIMES):
         shutil.copyfile(unfinished / name, out / name)
+    if config.train.keep_every:
+        shutil.copytree(unfinished / TRAIL, out / TRAIL)
+        _tell_seen(out / TRAIL, config, rows, result)
     about: dict[str, Any] = {"method": config.adapter.method, "quantise": config.adapter.quantise}
     if config.classify:
         about["classes"] = rows.classes
@@ -186,7 +193,22 @@ def _plan(config: TrainStage, inputs: Mapping[str, Input], rows: Rows, unfinishe
         accumulate=accumulated(c, config.runtime, config.devices, rows),
         gradient_checkpointing=c.gradient_checkpointing,
         folder=unfinished,
+        start=inputs["start"].path if "start" in inputs else None,
     )
+
+
+def _tell_seen(trail: Path, config: TrainStage, rows: Rows, result: TrainResult) -> None:
+    """Writes the ids of the examples behind every adapter of a trail: {step, examples}."""
+    every, c = config.train.keep_every, config.train
+    assert every is not None
+    size = min(c.batch_size * config.devices, len(rows))
+    steps, names = step_rows(rows.lengths, size, c.seed, not result.packed), rows.names
+    picked = [[names[i] for i in one] for one in islice(steps, result.steps)]
+    lines = [
+        {"step": end, "examples": [name for one in picked[end - every : end] for name in one]}
+        for end in range(every, result.steps + 1, every)
+    ]
+    write_text(trail / SEEN, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _fits(plan: Plan, watch: Watch) -> bool:

@@ -1,0 +1,235 @@
+"""Stage `judge`: what generated adapters are worth, beside all that needs no generator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paw.evaluation.records import read_records
+from paw.evaluation.statistics import RESAMPLES, holm, mcnemar
+from paw.generator.config import CONTROLS
+from paw.generator.generate import FIGURES, GENERATED, OWN
+from paw.store import Input, Stage, Watch, write_text
+from paw.text import markdown_table
+
+BASE, MEAN = "base", "mean"
+TABLE = "table.json"
+LEVEL = 0.05
+NAMES = {
+    BASE: "base",
+    OWN: "the tasks' own adapters",
+    GENERATED: "generated from held-out prompts",
+    "mean": "mean checkpoint",
+    "last": "last checkpoint",
+    "start": "common start",
+    "nearest": "nearest checkpoint",
+    "gaussian": "per-weight Gaussian",
+    "shuffled": "generated, prompts shuffled",
+    "strings": "generated, random strings",
+}
+ORDER = [BASE, OWN, *(k for k in NAMES if k not in (BASE, OWN, GENERATED)), GENERATED]
+assert CONTROLS.keys() <= NAMES.keys()
+Vector = NDArray[np.float64]
+
+
+@dataclass(kw_only=True)
+class JudgeStage:
+    """Each input's place in the table. An evaluation is of a system, a task and a seed; `made` are
+    finished stages `generate`, of a system and a seed."""
+
+    evaluated: dict[str, list[str]]  # input: [system, task, seed]
+    made: dict[str, list[str]] = field(default_factory=dict)  # input: [system, seed]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeResult:
+    tasks: int  # held out, over all seeds
+    questions: int
+    seeds: int
+    eligible: bool  # whether the own adapters beat the base and the mean
+    recovered: float | None  # of what own adapters gain beyond the mean
+    low: float | None
+    high: float | None
+    verdict: int  # of generated against the mean: 1 above, −1 below, 0 no significant difference
+    table: str = ""
+    text: str = ""
+
+    def __str__(self) -> str:
+        if not self.eligible:
+            return f"not eligible, over {self.questions} questions of {self.tasks} tasks"
+        return (
+            f"{self.recovered:+.2f} [{self.low:.2f}, {self.high:.2f}] of the gain beyond the mean "
+            f"checkpoint, over {self.questions} questions of {self.tasks} tasks"
+        )
+
+    @property
+    def said(self) -> str:
+        return f"{self.table}\n\n{self.text}"
+
+
+STAGE = Stage("judge", "1", "paw.generator.judge:judge", config=JudgeStage, result=JudgeResult)
+
+
+class System:
+    """Right or wrong by question, in the order of tasks; a task's questions of all seeds are one
+    cluster, since they share their facts and their adapters."""
+
+    def __init__(self, by_task: Mapping[str, Sequence[bool]]) -> None:
+        self.right: Vector = np.array([float(x) for t in by_task for x in by_task[t]])
+        self.cluster = np.array([i for i, t in enumerate(by_task) for _ in by_task[t]])
+
+
+def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> JudgeResult:
+    """Pools the held-out tasks of all seeds into one table: accuracy of every system with an
+    interval that resamples tasks, its share of what own adapters gain beyond the mean checkpoint,
+    and the exact McNemar test against the mean, adjusted after Holm.
+
+    Writes table.json.
+    """
+    found: dict[str, dict[str, list[bool]]] = {}
+    for key, (who, task, _) in sorted(config.evaluated.items()):
+        records = read_records(inputs[key].path)
+        found.setdefault(who, {}).setdefault(task, []).extend(r["correct"] for r in records)
+    tasks = sorted(found[GENERATED])
+    systems = {s: System({t: found[s][t] for t in tasks}) for s in ORDER if s in found}
+    seeds = len({seed for _, _, seed in config.evaluated.values() if seed})
+    drawn = _drawn(systems)
+    base, own, mean = (systems[s].right for s in (BASE, OWN, MEAN))
+    gap_low = np.percentile(drawn[OWN] - drawn[BASE], 2.5)
+    beyond = drawn[OWN] - drawn[MEAN]
+    eligible = bool(gap_low > 0 and np.percentile(beyond, 2.5) > 0)
+    others = [s for s in systems if s not in (MEAN, BASE)]
+    tests = {s: mcnemar(mean, systems[s].right) for s in others}
+    adjusted = dict(zip(others, holm([tests[s][2] for s in others]), strict=True))
+    figures = _figures(config, inputs)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, system in systems.items():
+        low, high = np.percentile(drawn[name], [2.5, 97.5])
+        row: dict[str, Any] = {"accuracy": float(system.right.mean()), "low": low, "high": high}
+        if eligible and name not in (BASE, OWN, MEAN):
+            share = (system.right.mean() - mean.mean()) / (own.mean() - mean.mean())
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratios = np.where(beyond > 0, (drawn[name] - drawn[MEAN]) / beyond, np.nan)
+            row |= {"share": float(share), "share_low": float(np.nanpercentile(ratios, 2.5))}
+            row["share_high"] = float(np.nanpercentile(ratios, 97.5))
+        if name in tests:
+            gained, lost, p = tests[name]
+            row |= {"gained": gained, "lost": lost, "p": p, "p_holm": adjusted[name]}
+        rows[name] = {k: float(v) for k, v in row.items()} | figures.get(name, {})
+    write_text(out / TABLE, json.dumps(rows, indent=1))
+    made = rows[GENERATED]
+    ends = (made.get("share_low"), made.get("share_high"))
+    above = adjusted[GENERATED] < LEVEL
+    sign = 1 if made["gained"] > made["lost"] else -1
+    result = JudgeResult(
+        tasks=len(tasks),
+        questions=len(base),
+        seeds=max(1, seeds),
+        eligible=eligible,
+        recovered=made.get("share"),
+        low=ends[0],
+        high=ends[1],
+        verdict=sign if above else 0,
+        table=_table(rows),
+        text=_text(rows, eligible, sign if above else 0, len(tasks), len(base), max(1, seeds)),
+    )
+    return result
+
+
+def _drawn(systems: Mapping[str, System]) -> dict[str, Vector]:
+    """Bootstrap means of all systems, resampled together: whole tasks where there are several, else
+    questions."""
+    rng = np.random.default_rng(0)
+    first = next(iter(systems.values()))
+    clusters = int(first.cluster.max()) + 1
+    if clusters < 2:
+        n = len(first.right)
+        kinds, counts = np.unique(
+            np.stack([s.right for s in systems.values()], axis=1), axis=0, return_counts=True
+        )
+        means = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds / n
+        return {name: means[:, i] for i, name in enumerate(systems)}
+    drawn = rng.integers(0, clusters, (RESAMPLES, clusters))
+    out = {}
+    for name, system in systems.items():
+        sums = np.bincount(system.cluster, system.right, clusters)
+        counts = np.bincount(system.cluster, minlength=clusters)
+        out[name] = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return out
+
+
+def _figures(config: JudgeStage, inputs: Mapping[str, Input]) -> dict[str, dict[str, float]]:
+    """Means over adapters, by system: skill, distance to the mean and to the nearest."""
+    every: dict[str, list[dict[str, Any]]] = {}
+    for name, (system, _) in sorted(config.made.items()):
+        held = json.loads((inputs[name].path / FIGURES).read_text())
+        every.setdefault(system, []).extend(held.values())
+    return {
+        system: {
+            key: float(np.mean([one[key] for one in rows]))
+            for key in ("skill", "to_mean", "to_nearest")
+            if all(key in one for one in rows)
+        }
+        for system, rows in every.items()
+    }
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    head = ["system", "accuracy", "share of the gain beyond the mean", "against the mean", "skill"]
+    lines = [head]
+    for name, row in rows.items():
+        share = against = "–"
+        if "share" in row:
+            share = f"{row['share']:+.2f} [{row['share_low']:.2f}, {row['share_high']:.2f}]"
+        if "p" in row:
+            against = f"{row['gained']:.0f} gained, {row['lost']:.0f} lost, p = {row['p_holm']:.2g}"
+        skill = f"{row['skill']:+.2f}" if "skill" in row else "–"
+        accuracy = f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        lines.append([NAMES[name], accuracy, share, against, skill])
+    return markdown_table(lines)
+
+
+def _text(
+    rows: Mapping[str, Mapping[str, float]],
+    eligible: bool,
+    verdict: int,
+    tasks: int,
+    questions: int,
+    seeds: int,
+) -> str:
+    made, own, mean = (rows[n] for n in (GENERATED, OWN, MEAN))
+    over = f"{questions} questions of {tasks} held-out {'tasks' if tasks > 1 else 'task'}"
+    over += f", {seeds} seeds" if seeds > 1 else ""
+    notes = (
+        "Intervals of 95 % resample tasks (questions, where there is one task); p is that of the "
+        "exact McNemar test over questions, adjusted after Holm. Skill is 1 − mse/mse of the mean "
+        "checkpoint, of weights."
+    )
+    if not eligible:
+        return (
+            f"Not eligible, over {over}: own adapters have {own['accuracy']:.3f}, the base "
+            f"{rows[BASE]['accuracy']:.3f}, the mean checkpoint {mean['accuracy']:.3f}, so there "
+            f"is nothing beyond the mean to recover and nothing is claimed. {notes}"
+        )
+    said = {
+        1: "more than the mean checkpoint does",
+        -1: "less than the mean checkpoint does",
+        0: "not significantly more than the mean checkpoint does",
+    }[verdict]
+    others = [
+        f"{NAMES[n]} {rows[n]['share']:+.2f} [{rows[n]['share_low']:.2f}, "
+        f"{rows[n]['share_high']:.2f}]"
+        for n in ("shuffled", "strings", "nearest")
+        if n in rows
+    ]
+    return (
+        f"Generated adapters recover {made['share']:+.2f} [{made['share_low']:.2f}, "
+        f"{made['share_high']:.2f}] of what own adapters gain beyond the mean checkpoint, over "
+        f"{over}: {said}. Beside them: {'; '.join(others)}. {notes}"
+    )
