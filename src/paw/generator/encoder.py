@@ -71,7 +71,8 @@ class Encoder:
         ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         room = self.longest - self.tokenizer.num_special_tokens_to_add()
         cut = [ids[at : at + room] for at in range(0, max(1, len(ids)), room)]
-        return [self.tokenizer.build_inputs_with_special_tokens(part) for part in cut]
+        around: list[int] = self.tokenizer("", verbose=False)["input_ids"]  # [CLS] [SEP]
+        return [[*around[:1], *part, *around[1:]] for part in cut]
 
 
 def _longest(folder: Path, places: int) -> int:

@@ -238,17 +238,17 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.raw)
-        loss = float(losses["loss"])
+        figures = {key: float(value.detach()) for key, value in losses.items()}
+        loss = figures["loss"]
         if not math.isfinite(loss):
             raise StageError(
                 f"generator: the loss is not finite at step {number + 1}. Lower generator.fit.lr, "
                 "or use hardware.precision=float32."
             )
         self.watch.progress(number + 1, total, f"loss {loss:.3f}")
-        figures = {f"generator/{k}": float(v) for k, v in losses.items()}
-        self.watch.metrics(
-            figures | {"generator/lr": rate, "generator/epoch": number / self.per_epoch}, number + 1
-        )
+        told = {f"generator/{k}": v for k, v in figures.items()}
+        more = {"generator/lr": rate, "generator/epoch": number / self.per_epoch}
+        self.watch.metrics(told | more, number + 1)
 
     def _losses(self, network: Any, chosen: Sequence[Pair]) -> dict[str, torch.Tensor]:
         made, true = self._made(network, chosen)

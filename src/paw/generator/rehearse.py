@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from paw.generator.generator import GeneratorStage, pairs_of
 from paw.generator.groups import TRAIN, VAL
 from paw.generator.texts import Prompts
 from paw.generator.tokens import Checkpoints
-from paw.store import Input, Stage, Watch
+from paw.store import Input, Stage, Watch, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def rehearse(
     assert made.shape == (1, checkpoints.layout.tokens, checkpoints.layout.dim)
     learnt = sum(p.role == TRAIN for p in pairs)
     size = min(config.fit.batch_size, learnt)
-    return RehearseResult(
+    result = RehearseResult(
         parameters=parameters(network),
         pairs=learnt,
         held=sum(p.role == VAL for p in pairs),
@@ -73,3 +74,5 @@ def rehearse(
         dim=checkpoints.layout.dim,
         steps=config.fit.epochs * (learnt // size),
     )
+    write_text(out / "rehearsed.json", json.dumps(asdict(result)))
+    return result
