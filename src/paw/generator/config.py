@@ -53,6 +53,9 @@ class NetworkConfig:
     kernel: int = 3
     dropout: float = 0.1
     free: int = 32  # of a factorised expander: numbers of each token's own
+    # Vectors are centred and whitened over the training prompts, with this ridge: what tells tasks
+    # apart is a small part of a sentence encoder's variance. null: as the encoder gives them.
+    whiten: Optional[float] = 1e-3
     # tokens are the mean checkpoint plus what is generated, which starts at zero; false: generated
     # whole, through a last normalisation
     residual: bool = True
@@ -66,6 +69,8 @@ class NetworkConfig:
         within("generator.network.kernel", self.kernel, 1, 99)
         within("generator.network.dropout", self.dropout, 0, 0.99)
         within("generator.network.free", self.free, 0, 10**5)
+        if self.whiten is not None:
+            within("generator.network.whiten", self.whiten, 0, 10**3, open_low=True)
         if self.kernel % 2 == 0:
             raise ConfigError(
                 f"generator.network.kernel={self.kernel}: is even, so a token would not be in the "

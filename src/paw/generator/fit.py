@@ -168,6 +168,11 @@ class _Training:
         torch.manual_seed(c.seed)
         network = Network(plan.checkpoints.layout, plan.network, plan.prompts.width)
         self.average = None
+        if network.whitening is not None:
+            learnt = sorted({p.group for p in plan.pairs if p.role == TRAIN})
+            pooled = torch.stack([torch.from_numpy(plan.prompts[g].mean(0)) for g in learnt])
+            assert plan.network.whiten is not None
+            network.whitening.fit(pooled, plan.network.whiten)
         optimizer = torch.optim.AdamW(network.parameters(), lr=c.lr, weight_decay=c.weight_decay)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
         if c.ema:

@@ -33,6 +33,35 @@ class Attention(nn.Module):
         return found
 
 
+class Whitening(nn.Module):
+    """Centred vectors along their principal directions, each at variance 1 (but for a ridge). A
+    part of what is kept, not of what is trained."""
+
+    centre: torch.Tensor
+    turn: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("turn", torch.eye(width))
+
+    def fit(self, vectors: torch.Tensor, ridge: float) -> None:
+        """
+        Args:
+            vectors: the training prompts', pooled (prompts × width).
+            ridge: added to variances.
+        """
+        self.centre.copy_(vectors.mean(0))
+        off = (vectors - self.centre).double()
+        values, directions = torch.linalg.eigh(off.T @ off / len(off))
+        seen = values > 1e-6 * values.max()  # in other directions nothing was learnt
+        self.turn.copy_(directions * (values.clamp_min(0) + ridge).rsqrt() * seen)
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = (vectors - self.centre) @ self.turn
+        return found
+
+
 class Network(nn.Module):
     """Set pooling, a projection where widths differ, the expander, the decoder, the output.
 
@@ -44,6 +73,7 @@ class Network(nn.Module):
     def __init__(self, layout: Layout, config: NetworkConfig, width: int) -> None:
         super().__init__()
         hidden = config.hidden
+        self.whitening = Whitening(width) if config.whiten is not None else None
         self.pooling = Attention(width) if config.pooling == "attention" else Mean()
         self.projection: nn.Module = nn.Identity()
         if width != hidden:
@@ -66,6 +96,8 @@ class Network(nn.Module):
             vectors: batch × examples × width, filled up.
             there: which of them are examples (batch × examples).
         """
+        if self.whitening is not None:
+            vectors = self.whitening(vectors)
         prompt = self.projection(self.pooling(vectors, there))
         found: torch.Tensor = self.last(self.output(self.decoder(self.expander(prompt))))
         return found
