@@ -48,8 +48,11 @@ def test_from_prompts_to_an_adapter_of_another_model(launch: Launch, tmp_path: P
     seen = [json.loads(x) for x in (trail / "seen.jsonl").read_text().splitlines()]
     assert [line["step"] for line in seen] == [3, 6, 9, 12, 15, 18]
     assert all(len(line["examples"]) == 24 for line in seen)
+    prompts = newest(tmp_path) / "adapters" / "prompts"
+    lines = [json.loads(x) for x in (prompts / "groups.jsonl").read_text().splitlines()]
     grouped = {line["step"]: set(line["examples"]) for line in seen}
     assert all(set(line["examples"]) <= grouped[line["step"]] for line in lines)
+    assert {line["step"] for line in lines} == set(grouped)
     outside = tmp_path / "outside"
     shutil.copytree(trail, outside)
     launch("task=generator_check", *TRAIL, f"generator.checkpoints={outside}")

@@ -122,7 +122,7 @@ class GeneratorConfig:
     # Checkpoints: of a training run here; of a folder with one data set each (pairing=dataset); or
     # a folder of adapters that exist already.
     pairing: str = "order"
-    count: int = 50
+    count: Optional[int] = None  # 50 of those that are made here, all that there are in a folder
     every: int = 8  # steps between those of a run; steps of a branch, and of a task
     warm_steps: int = 150  # of the common start of branches, or of tasks
     tasks: Optional[str] = transient(None)
@@ -147,7 +147,8 @@ class GeneratorConfig:
         within("generator.test_ratio", self.test_ratio, 0, 0.45, open_low=True)
         if self.most is not None:
             within("generator.most", self.most, 1, 10**9)
-        within("generator.count", self.count, 3, 10**5)
+        if self.count is not None:
+            within("generator.count", self.count, 3, 10**5)
         within("generator.every", self.every, 1, 10**8)
         within("generator.warm_steps", self.warm_steps, 0, 10**8)
         one_of("generator.pairing", self.pairing, tuple(sorted(modules(PAIRINGS))))

@@ -39,6 +39,7 @@ from paw.store import Input, Store
 from paw.text import file_name
 from paw.training.steps import Trains, train
 
+MADE = 50
 COMMON = "common"  # of a folder of tasks: the data that their common start is trained on
 
 
@@ -63,6 +64,11 @@ class Chain(Generic[C]):
     @property
     def g(self) -> GeneratorConfig:
         return self.c.generator
+
+    @property
+    def count(self) -> int:
+        """Adapters that are made here."""
+        return self.g.count or MADE
 
     @cached_property
     def base(self) -> Base:
@@ -128,7 +134,7 @@ class Chain(Generic[C]):
             text=g.text,
             labelled=g.labelled,
             roles=self.roles,
-            most=g.most if g.pairing != "branch" else g.count,
+            most=g.most if g.pairing != "branch" else self.count,
             seed=self.seed,
         )
         return Step(stage=GROUPS, name="prompts", config=config, inputs=inputs)
@@ -148,7 +154,8 @@ class Chain(Generic[C]):
     def trail(self) -> Step[Any]:
         """One training that keeps its adapter every so many steps."""
         g, c = self.g, self.c
-        kept = replace(c.train, max_steps=g.count * g.every, epochs=None, keep_every=g.every)
+        steps = self.count * g.every
+        kept = replace(c.train, max_steps=steps, epochs=None, keep_every=g.every)
         return train(replace(c, train=kept), self.base, name=f"train {self.base.name}, kept")
 
     @cached_property
@@ -184,7 +191,7 @@ class Chain(Generic[C]):
                 only=(lines, i),
                 name=f"train branch {i}",
             )
-            for i in range(g.count)
+            for i in range(self.count)
         }
 
     @cached_property
@@ -203,7 +210,7 @@ class Chain(Generic[C]):
             inputs |= {name: attached(step) for name, step in self.branches.items()}
         config = TokensStage(
             tokens=g.tokens,
-            count=g.count if not names else None,
+            count=None if names else g.count if g.checkpoints else self.count,
             skip_damaged=g.skip_damaged,
             names=names,
             grouped=collects == "branches" and bool(names),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from paw.errors import ConfigError
 from paw.generator.steps import Chain, Generates
@@ -19,7 +19,5 @@ def build(c: Config) -> Outline:
         raise ConfigError(
             "task=generator_check: name an adapter, or a folder of them: generator.checkpoints=DIR."
         )
-    chain = Chain(c, c.generator.seeds[0])
-    step = chain.tokens
-    step = replace(step, config=replace(step.config, count=None))  # as many as there are
+    step = Chain(c, c.generator.seeds[0]).tokens
     return Outline(label="check_tokens", first=[step], comparisons=[Says(step=step)])

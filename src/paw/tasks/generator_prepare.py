@@ -3,7 +3,7 @@ and test_prompts.jsonl, in groups that do not overlap."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paw.generator.steps import Chain, Generates
 from paw.launch.outline import Outline
@@ -15,7 +15,9 @@ class Config(Generates):
 
 
 def build(c: Config) -> Outline:
-    chain = Chain(c, c.generator.seeds[0])
+    # at random: what a training has seen together, only that training knows
+    g = replace(c.generator, pairing="cross") if c.generator.pairing == "order" else c.generator
+    chain = Chain(replace(c, generator=g), g.seeds[0])
     return Outline(
         label=f"prompts_{c.dataset.name}",
         first=[chain.groups],
