@@ -160,8 +160,10 @@ class Chain(Generic[C]):
 
     @cached_property
     def start(self) -> Step[Any] | None:
-        """What branches, or tasks, have in common."""
+        """What branches, or tasks, have in common; None of the trail of one training."""
         data = self.c.dataset
+        if self.g.checkpoints or pairing_named(self.g.pairing).collects == "trail":
+            return None
         if self.g.tasks:
             folder = Path(self.g.tasks).expanduser() / COMMON
             if not folder.is_dir():

@@ -1,0 +1,280 @@
+"""report.html: a run on one page that works offline, in light and in dark.
+
+It is made of the run's folder and of what its steps left in the store, so that it can be made anew
+of any run (`task=report run=DIR`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paw.data.config import DatasetConfig
+from paw.data.example import Example, words
+from paw.data.load import examples, find_split
+from paw.errors import ConfigError, PawError
+from paw.report import drawn
+from paw.report.records import read_run
+from paw.store import write_text
+
+PAGE, TEMPLATE = "report.html", "page.html"
+FLIPS = 8  # examples that are shown in each direction
+PICTURES = 6  # of transferred adapters
+Json = Mapping[str, Any]
+
+
+def write_page(folder: Path, store: Path) -> Path:
+    """Writes report.html into a run's folder.
+
+    Args:
+        store: the folder of artifacts, for curves.
+
+    Raises:
+        ConfigError: where a folder is none of a run.
+    """
+    from jinja2 import Environment, PackageLoader
+
+    run = Run(folder, store)
+    loader = PackageLoader("paw", "report")
+    page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = page.get_template(TEMPLATE).render(run=run, python=platform.python_version())
+    write_text(folder / PAGE, text)
+    return folder / PAGE
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question that one system has right and the other wrong."""
+
+    question: str
+    before: str
+    after: str
+    gold: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page shows, read from files."""
+
+    folder: Path
+    store: Path
+
+    @cached_property
+    def found(self) -> Json:
+        file = self.folder / "results.json"
+        if not file.is_file():
+            raise ConfigError(
+                f"run: {self.folder} is no run folder: it has no results.json. Give one of "
+                "outputs/runs."
+            )
+        held: Json = json.loads(file.read_text(encoding="utf-8"))
+        return held
+
+    @cached_property
+    def config(self) -> str:
+        file = self.folder / "config.yaml"
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+    # ---- what it says ----------------------------------------------------------------------------
+
+    @property
+    def systems(self) -> Sequence[Json]:
+        found: Sequence[Json] = self.found["systems"]
+        return found
+
+    @cached_property
+    def method(self) -> Json | None:
+        """The transferred system that was asked for: the first with a gap, or that lacks one."""
+        return next((s for s in self.systems if s.get("gap")), None)
+
+    @property
+    def placebos(self) -> dict[str, list[float]]:
+        """Shares of the gap, of placebos that were drawn several times."""
+        out: dict[str, list[float]] = {}
+        for s in self.systems:
+            if s.get("draw_of") != s["system"] and s.get("gap_recovered") is not None:
+                out.setdefault(s["draw_of"], []).append(s["gap_recovered"])
+        return out
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what the run shows, with its interval."""
+        if self.method is None:
+            said: Sequence[str] = self.found["said"]
+            plain = [line for text in said for line in text.split("\n\n") if "|" not in line]
+            return plain[-1 if "Generated adapters" in "".join(plain) else 0] if plain else ""
+        gap = self.method["gap"]
+        name = self.method["system"].removeprefix("target + ")
+        if not gap["eligible"]:
+            return f"Not eligible: there is no gap to recover ({gap['reason']})."
+        said = f"{name} recovers {_percent(gap['recovered'])} [{_percent(gap['low'])}, "
+        said += f"{_percent(gap['high'])}] of the gap"
+        for who, shares in self.placebos.items():
+            mean = sum(shares) / len(shares)
+            said += f"; {who.removeprefix('target + ')} {_percent(mean)} "
+            said += f"({_percent(min(shares))} to {_percent(max(shares))})"
+        return f"{said}."
+
+    @property
+    def said(self) -> list[str]:
+        """Sentences, without tables."""
+        parts = [part for text in self.found["said"] for part in text.split("\n\n")]
+        return [part for part in parts if not part.lstrip().startswith("|")]
+
+    @property
+    def tables(self) -> list[list[list[str]]]:
+        """Tables that steps say of themselves: rows of cells, the head first."""
+        parts = [part for text in self.found["said"] for part in text.split("\n\n")]
+        return [_cells(part) for part in parts if part.lstrip().startswith("|")]
+
+    # ---- figures ---------------------------------------------------------------------------------
+
+    @cached_property
+    def figures(self) -> list[tuple[str, str]]:
+        """Titles and SVG."""
+        made = [
+            ("Accuracy and the gap recovered, with intervals of 95 %", drawn.forest(self.systems)),
+            ("Training", drawn.curves(self._curves("train", "curve.jsonl"), "step", "loss")),
+            ("Refinement", drawn.curves(self._refined(), "step", "loss")),
+            (
+                "The generator, validated",
+                drawn.curves(self._curves("generator", "curve.jsonl"), "epoch", "loss"),
+            ),
+            ("Where the time went", drawn.costs(self.found["steps"])),
+        ]
+        return [(title, svg) for title, svg in made if svg is not None]
+
+    @cached_property
+    def pictures(self) -> list[tuple[str, str]]:
+        """What transfers drew of themselves, as data URLs: names and images."""
+        files = sorted((self.folder / "adapters").glob("*/report.png"))[:PICTURES]
+        files += sorted(self.folder.glob("analysis/*.png"))
+        return [(f.parent.name, _url(f)) for f in files]
+
+    def _curves(self, stage: str, name: str) -> dict[str, list[Json]]:
+        """Lines of a file of every step of a stage."""
+        steps = [s for s in self.found["steps"] if s["stage"] == stage and s.get("artifact")]
+        return _read({s["name"]: self.store / s["artifact"] / name for s in steps[:12]})
+
+    def _refined(self) -> dict[str, list[Json]]:
+        found = {}
+        for phase in ("gains", "factors"):
+            for name, lines in self._curves("refine", f"curve_{phase}.jsonl").items():
+                found[f"{name}: {phase}"] = lines
+        return found
+
+    # ---- steps -----------------------------------------------------------------------------------
+
+    @cached_property
+    def flow(self) -> list[list[Json]]:
+        """Steps in columns: each stands right of all that it reads."""
+        steps: Sequence[Json] = self.found["steps"]
+        depth: dict[str, int] = {}
+        for step in steps:
+            needs = [depth[n] for n in step["needs"] if n in depth]
+            depth[step["name"]] = max(needs, default=-1) + 1
+        columns: list[list[Json]] = [[] for _ in range(max(depth.values(), default=-1) + 1)]
+        for step in steps:
+            columns[depth[step["name"]]].append(step)
+        return columns
+
+    @property
+    def spent(self) -> str:
+        def total(state: str) -> float:
+            return sum(s["seconds"] or 0 for s in self.found["steps"] if s["state"] == state)
+
+        return f"{total('computed'):.1f} s computed, {total('reused'):.1f} s reused"
+
+    # ---- examples --------------------------------------------------------------------------------
+
+    @cached_property
+    def flips(self) -> list[tuple[str, list[Flip]]]:
+        """Questions that the method, or the adapter, answers otherwise than its base."""
+        pair = self._compared()
+        if pair is None:
+            return []
+        try:
+            recorded = {r.name: {x["id"]: x for x in r.records} for r in read_run(str(self.folder))}
+        except PawError:
+            return []
+        before, after = (recorded.get(name, {}) for name in pair)
+        texts = self._examples()
+        ways: dict[str, list[Flip]] = {
+            f"Right with {pair[1]}, wrong with {pair[0]}": [],
+            f"Wrong with {pair[1]}, right with {pair[0]}": [],
+        }
+        gained, lost = ways
+        for name in before.keys() & after.keys():
+            a, b = before[name], after[name]
+            if a["correct"] != b["correct"] and a["correct"] is not None:
+                ways[gained if b["correct"] else lost].append(_flip(texts.get(name), name, a, b))
+        return [(title, found[:FLIPS]) for title, found in ways.items() if found]
+
+    def _compared(self) -> tuple[str, str] | None:
+        """Base and adapted system, by name."""
+        after = self.method or next((s for s in self.systems if s.get("versus")), None)
+        return None if after is None else (after["versus"][0]["versus"], after["system"])
+
+    def _examples(self) -> dict[str, Example]:
+        """The questions' texts; none where the data are no longer there."""
+        config = yaml.safe_load(self.config) or {}
+        try:
+            dataset = _dataset(config["dataset"])
+            split = config["evaluate"].get("split") or dataset.eval_split
+            file = find_split(dataset, split, config["paths"].get("data_dir"))
+            found = examples(file, dataset, split) if file is not None else []
+        except (PawError, KeyError, TypeError):
+            return {}
+        return {e.id: e for e in found}
+
+
+def _dataset(held: Json) -> DatasetConfig:
+    from omegaconf import OmegaConf
+
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), dict(held)))
+    assert isinstance(made, DatasetConfig)
+    return made
+
+
+def _flip(example: Example | None, name: str, before: Json, after: Json) -> Flip:
+    def said(record: Json) -> str:
+        if record.get("text") is not None:
+            return str(record["text"])
+        if example is None or record.get("prediction") is None:
+            return f"choice {record.get('prediction')}"
+        return example.continuations[int(record["prediction"])].strip()
+
+    asked = words(example.contexts[0]) if example is not None else name
+    gold = example.continuations[example.gold].strip() if example is not None else "–"
+    return Flip(question=asked, before=said(before), after=said(after), gold=gold)
+
+
+def _cells(markdown: str) -> list[list[str]]:
+    lines = [line.strip().strip("|").split("|") for line in markdown.strip().splitlines()]
+    return [[cell.strip() for cell in line] for i, line in enumerate(lines) if i != 1]
+
+
+def _read(files: Mapping[str, Path]) -> dict[str, list[Json]]:
+    out = {}
+    for name, file in files.items():
+        if file.is_file():
+            out[name] = [json.loads(line) for line in file.read_text().splitlines()]
+    return out
+
+
+def _url(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def _percent(share: float | None) -> str:
+    return "unbounded" if share is None else f"{share:.0%}".replace("-", "−").replace("%", " %")
+
+
