@@ -28,10 +28,11 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=3)
     c = p.parse_args()
 
-    from paw.cli.compose import compose_config, model_named
+    from paw.cli.compose import compose_config
     from paw.evaluation.evaluate import EvaluateStage, evaluate
     from paw.models.load import Runtime, load_model
     from paw.models.locate import locate
+    from paw.models.steps import model_named
     from paw.store import Context, Input, Kept
 
     c.data = str(Path(c.data).resolve())

@@ -442,8 +442,8 @@ def main() -> None:
     c = parser().parse_args()
     c.data = str(Path(c.data).resolve())
     with tempfile.TemporaryDirectory() as work:
-        from paw.cli.compose import model_named
         from paw.models.locate import locate
+        from paw.models.steps import model_named
 
         c.work, c.folder = work, str(locate(model_named(c.model), None, Quiet()))
         if c.adapter == "random":

@@ -396,7 +396,7 @@ TINY = Layout(
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
-@pytest.mark.parametrize("expander", ["factorised", "dense"])
+@pytest.mark.parametrize("expander", ["factorised", "dense", "linear"])
 @pytest.mark.parametrize("decoder", ["hyperconv", "hyperconv_paw"])
 def test_a_prompt_is_a_set(pooling: str, expander: str, decoder: str) -> None:
     torch.manual_seed(0)

@@ -21,6 +21,7 @@ from paw.text import markdown_table
 BASE, MEAN = "base", "mean"
 TABLE = "table.json"
 LEVEL = 0.05
+ENOUGH = 6  # tasks, below which no flip of signs is rare enough
 NAMES = {
     BASE: "base",
     OWN: "the tasks' own adapters",
@@ -88,7 +89,7 @@ class System:
 def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> JudgeResult:
     """Pools the held-out tasks of all seeds into one table: accuracy of every system with an
     interval that resamples tasks, its share of what own adapters gain beyond the mean checkpoint,
-    and the exact McNemar test against the mean, adjusted after Holm.
+    and a paired test against the mean, adjusted after Holm.
 
     Writes table.json.
     """
@@ -105,7 +106,7 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     beyond = drawn[OWN] - drawn[MEAN]
     eligible = bool(gap_low > 0 and np.percentile(beyond, 2.5) > 0)
     others = [s for s in systems if s not in (MEAN, BASE)]
-    tests = {s: mcnemar(mean, systems[s].right) for s in others}
+    tests = {s: _test(systems[MEAN], systems[s]) for s in others}
     adjusted = dict(zip(others, holm([tests[s][2] for s in others]), strict=True))
     figures = _figures(config, inputs)
     rows: dict[str, dict[str, Any]] = {}
@@ -125,7 +126,8 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
     write_text(out / TABLE, json.dumps(rows, indent=1))
     made = rows[GENERATED]
     ends = (made.get("share_low"), made.get("share_high"))
-    above = adjusted[GENERATED] < LEVEL
+    low, high = np.percentile(drawn[GENERATED] - drawn[MEAN], [2.5, 97.5])
+    above = adjusted[GENERATED] < LEVEL and not low <= 0 <= high
     sign = 1 if made["gained"] > made["lost"] else -1
     result = JudgeResult(
         tasks=len(tasks),
@@ -140,6 +142,19 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         text=_text(rows, eligible, sign if above else 0, len(tasks), len(base), max(1, seeds)),
     )
     return result
+
+
+def _test(mean: System, other: System) -> tuple[int, int, float]:
+    """Questions gained and lost against the mean checkpoint, and the p-value. Questions of a task
+    share their adapter, so where there are tasks enough it is their differences whose signs are
+    flipped at random; else the exact McNemar test over questions."""
+    gained, lost, p = mcnemar(mean.right, other.right)
+    difference = np.bincount(mean.cluster, other.right - mean.right)
+    if len(difference) < ENOUGH:
+        return gained, lost, p
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, len(difference)))
+    above = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+    return gained, lost, float((above.sum() + 1) / (RESAMPLES + 1))
 
 
 def _drawn(systems: Mapping[str, System]) -> dict[str, Vector]:
@@ -207,9 +222,10 @@ def _text(
     over = f"{questions} questions of {tasks} held-out {'tasks' if tasks > 1 else 'task'}"
     over += f", {seeds} seeds" if seeds > 1 else ""
     notes = (
-        "Intervals of 95 % resample tasks (questions, where there is one task); p is that of the "
-        "exact McNemar test over questions, adjusted after Holm. Skill is 1 − mse/mse of the mean "
-        "checkpoint, of weights."
+        "Intervals of 95 % resample tasks (questions, where there is one task); p is that of "
+        "tasks' differences with their signs flipped at random (of fewer than six tasks, of the "
+        "exact McNemar test over questions), adjusted after Holm. Skill is 1 − mse/mse of the "
+        "mean checkpoint, of weights."
     )
     if not eligible:
         return (

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from paw.report import records
 from paw.report.files import Report, write
+from paw.report.page import write_page
 from paw.report.tables import table
 from paw.store import MANIFEST
+from paw.text import first_line
 
 log = logging.getLogger("paw")
 
@@ -54,6 +56,16 @@ def fill(
     for name, path in models.items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(path.resolve(), target_is_directory=True)
+
+
+def draw(folder: Path, store: Path) -> bool:
+    """Writes the page; False where it cannot be drawn, which costs a run nothing else."""
+    try:
+        write_page(folder, store)
+    except Exception as e:  # whatever a drawing library raises
+        log.warning("      report.html could not be drawn (%s)", first_line(e)[:200])
+        return False
+    return True
 
 
 def tell(folder: Path, report: Report, *, seconds: float, kept: list[str]) -> None:

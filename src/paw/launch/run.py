@@ -134,7 +134,8 @@ def _fill(
     adapters = {k: execution.path(n) for k, n in outline.adapters.items() if n in execution}
     models = {k: execution.path(n) for k, n in outline.models.items() if n in execution}
     folders.fill(folder, report, form=_form(c), adapters=adapters, models=models)
-    return [*["adapters"][: len(adapters)], *models]
+    drawn = folders.draw(folder, Path(c.paths.artifacts))
+    return [*["report.html"][:drawn], *["adapters"][: len(adapters)], *models]
 
 
 def _form(c: RunConfig) -> str:

@@ -101,7 +101,8 @@ def _svg(figure: Any) -> str:
     import matplotlib as mpl
 
     text = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "paw"}):
+    settings = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "paw"}
+    with mpl.rc_context(settings):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     found = text.getvalue()
     found = found[found.index("<svg") :].replace(INK, "currentColor")

@@ -276,5 +276,3 @@ def _url(file: Path) -> str:
 
 def _percent(share: float | None) -> str:
     return "unbounded" if share is None else f"{share:.0%}".replace("-", "−").replace("%", " %")
-
-

@@ -1,4 +1,5 @@
-"""task=report: what a sweep found so far, or in the end: the best method of each pair."""
+"""task=report: what a sweep found so far, or in the end: the best method of each pair; and a run's
+page anew."""
 
 from __future__ import annotations
 
@@ -24,6 +25,8 @@ log = logging.getLogger("paw")
 class Config(RunConfig):
     # the folder of a sweep, which the report is written into
     sweep: Optional[str] = None
+    # or the folder of a run, whose report.html is written anew
+    run: Optional[str] = None
     # read again until no job is queued or running, or Ctrl-C
     watch: bool = False
     every: float = 10.0  # seconds between two looks
@@ -43,6 +46,12 @@ def run(config: Config, overrides: Sequence[str], run_dir: str | None = None) ->
     from paw.sweeps.report import report, states
 
     Console()
+    if config.run is not None:
+        from paw.report.page import write_page
+
+        page = str(write_page(Path(config.run).expanduser(), Path(config.paths.artifacts)))
+        log.info("%s", page)
+        return page
     folder = _folder(config)
     page = report(folder)
     log.info("%s", page)
