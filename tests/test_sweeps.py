@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ import yaml
 from scipy.stats import ttest_rel
 from statsmodels.stats.multitest import multipletests
 
+from browser import opened
 from conftest import Paw
 from paw.errors import ConfigError
 from paw.evaluation.statistics import resampled_means
@@ -683,3 +685,35 @@ def test_refined_systems_are_methods_or_placebos(system: str, moved: bool, place
     """The target's own adapter is neither, of however many steps: it saw labels."""
     assert table._is_moved({"system": system}) == moved
     assert table._kind(system)[0] == placebo
+
+
+SEARCH = """
+<script>
+addEventListener("load", () => {
+  const box = document.querySelector("input[type=search]");
+  const rows = [...document.querySelectorAll("#all tbody tr")];
+  const shown = () => rows.filter(r => !r.hidden).length, seen = {all: shown()};
+  box.value = "ridge"; box.dispatchEvent(new Event("input")); seen.some = shown();
+  box.value = ""; box.dispatchEvent(new Event("input")); seen.again = shown();
+  seen.pictures = [...document.images].map(i => i.naturalWidth > 0);
+  const out = document.createElement("pre");
+  out.id = "probe"; out.textContent = JSON.stringify(seen); document.body.append(out);
+});
+</script>
+"""
+
+
+def test_the_page_is_one_file_that_filters(sweep: Path) -> None:
+    report(sweep)
+    text = (sweep / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', text)
+    found = rows(read(sweep))
+    assert text.count("<tr>") == len(found) + 1
+    page = sweep / "probed.html"
+    page.write_text(text.replace("</body>", SEARCH + "</body>"))
+    seen, said = opened(page)
+    assert said == ""
+    assert seen["all"] == seen["again"] == len(found)
+    assert 0 < seen["some"] < seen["all"]
+    assert seen["pictures"]
+    assert all(seen["pictures"])

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from browser import opened
 from conftest import QUICK, Launch
 from paw.errors import ConfigError
 from paw.paths import embedded
@@ -50,32 +49,7 @@ addEventListener("load", () => {
 </script>"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("chromium is not installed")
-    return found
-
-
-def opened(browser: str, file: Path, *options: str) -> tuple[dict[str, object], str]:
-    """What the probe found, and what the browser complained of."""
-    done = subprocess.run(
-        [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-            "--allow-file-access-from-files", "--virtual-time-budget=3000",
-            "--window-size=1280,1000", f"--user-data-dir={file.parent / 'profile'}",
-            *options, "--dump-dom", file.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    probe = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert probe, done.stdout[-2000:] + done.stderr[-2000:]
-    said = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return json.loads(probe[1].replace("&quot;", '"').replace("&amp;", "&")), said
-
-
-def test_the_page_of_a_run(launch: Launch, tmp_path: Path, browser: str) -> None:
+def test_the_page_of_a_run(launch: Launch, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for file in embedded("facts").glob("*.jsonl"):
@@ -99,25 +73,25 @@ def test_the_page_of_a_run(launch: Launch, tmp_path: Path, browser: str) -> None
         assert f"procrustes recovers {gap['recovered']:.0%}".replace("%", " %") in text
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", PROBE + "</body>"))
-    light, said = opened(browser, page, "--blink-settings=preferredColorScheme=1")
+    light, said = opened(page, "--blink-settings=preferredColorScheme=1")
     assert said == ""
-    assert light["up"] == sorted(light["up"])  # type: ignore[type-var, arg-type]
-    assert light["down"] == sorted(light["up"], reverse=True)  # type: ignore[type-var, arg-type]
-    assert len(set(light["up"])) > 1  # type: ignore[arg-type]
-    assert len(light["figures"]) >= 3  # type: ignore[arg-type]
-    assert all(light["figures"])  # type: ignore[arg-type]
-    assert all(light["images"])  # type: ignore[arg-type]
+    assert light["up"] == sorted(light["up"])
+    assert light["down"] == sorted(light["up"], reverse=True)
+    assert len(set(light["up"])) > 1
+    assert len(light["figures"]) >= 3
+    assert all(light["figures"])
+    assert all(light["images"])
     assert light["title"] == results["title"]  # no text of the data has run
     assert light["text"] == light["ink"]
-    dark, said = opened(browser, page, "--blink-settings=preferredColorScheme=0")
+    dark, said = opened(page, "--blink-settings=preferredColorScheme=0")
     assert said == ""
     assert dark["back"] != light["back"]
     assert dark["text"] == dark["ink"] != light["ink"]
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME)
-    narrow, said = opened(browser, frame)
+    narrow, said = opened(frame)
     assert said == ""
-    assert narrow["wide"] <= narrow["room"]  # type: ignore[operator]
+    assert narrow["wide"] <= narrow["room"]
 
 
 def test_a_page_is_made_anew_of_any_run(launch: Launch, tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
         "results.json",
         "results.csv",
         "summary.md",
+        "report.html",
         "adapters",
         "records",
     }

@@ -25,7 +25,7 @@ from paw.report import drawn
 from paw.report.records import read_run
 from paw.store import write_text
 
-PAGE, TEMPLATE = "report.html", "page.html"
+PAGE = "report.html"
 FLIPS = 8  # examples that are shown in each direction
 PICTURES = 6  # of transferred adapters
 Json = Mapping[str, Any]
@@ -40,14 +40,23 @@ def write_page(folder: Path, store: Path) -> Path:
     Raises:
         ConfigError: where a folder is none of a run.
     """
-    from jinja2 import Environment, PackageLoader
-
-    run = Run(folder, store)
-    loader = PackageLoader("paw", "report")
-    page = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = page.get_template(TEMPLATE).render(run=run, python=platform.python_version())
+    text = rendered("run.html", run=Run(folder, store), python=platform.python_version())
     write_text(folder / PAGE, text)
     return folder / PAGE
+
+
+def rendered(template: str, **shown: Any) -> str:
+    """A page of report/templates. Whatever is shown is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    loader = PackageLoader("paw", "report/templates")
+    made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template(template).render(**shown)
+
+
+def data_url(file: Path) -> str:
+    """A PNG file as a part of a page."""
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class Run:
         """What transfers drew of themselves, as data URLs: names and images."""
         files = sorted((self.folder / "adapters").glob("*/report.png"))[:PICTURES]
         files += sorted(self.folder.glob("analysis/*.png"))
-        return [(f.parent.name, _url(f)) for f in files]
+        return [(f.parent.name, data_url(f)) for f in files]
 
     def _curves(self, stage: str, name: str) -> dict[str, list[Json]]:
         """Lines of a file of every step of a stage."""
@@ -268,10 +277,6 @@ def _read(files: Mapping[str, Path]) -> dict[str, list[Json]]:
         if file.is_file():
             out[name] = [json.loads(line) for line in file.read_text().splitlines()]
     return out
-
-
-def _url(file: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def _percent(share: float | None) -> str:

@@ -1,5 +1,5 @@
-"""What a sweep found: sweep.json, sweep.csv, summary.md and pictures in its folder, and a page for
-the terminal. Also of a sweep that is still running."""
+"""What a sweep found: sweep.json, sweep.csv, summary.md, report.html and pictures in its folder,
+and a page for the terminal. Also of a sweep that is still running."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paw.report.compare import Comparison
+from paw.report.page import PAGE, data_url, rendered
 from paw.store import write_text
 from paw.sweeps import figures
 from paw.sweeps.best import Answer, answers
@@ -62,6 +63,8 @@ def report(folder: Path) -> str:
     write_text(folder / "sweep.json", _json(sweep, table, found))
     write_text(folder / "sweep.csv", _csv(table))
     write_text(folder / "summary.md", _summary(sweep, table, found, pictures))
+    said = [(_pair(a), sentences(a)) for a in found]
+    write_text(folder / PAGE, _html(sweep, [_cells(row) for row in table], said, pictures))
     return _page(sweep, table, found)
 
 
@@ -249,6 +252,7 @@ def _systems(sweep: Sweep) -> str:
     parts = [f"# Sweep of {_counts(sweep)}", f"    {sweep.command}", _shown(found, None)]
     parts += ["## Failed jobs", *wrong] if wrong else []
     write_text(sweep.folder / "summary.md", "\n\n".join(parts) + "\n")
+    write_text(sweep.folder / PAGE, _html(sweep, found))
     where = f"{_counts(sweep)}. {sweep.folder / 'summary.md'}"
     return f"{_shown(found, WIDTH)}\n\n{where}"
 
@@ -302,6 +306,26 @@ def _summary(
         "\n".join(f"- {note}" for note in NOTES) if table else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _html(
+    sweep: Sweep,
+    cells: Sequence[Cells],
+    said: Sequence[tuple[str, list[str]]] = (),
+    pictures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """report.html: one file that works offline."""
+    return rendered(
+        "sweep.html",
+        title=f"Sweep of {_counts(sweep)}",
+        command=sweep.command,
+        answers=said,
+        columns=list(cells[0]) if cells else [],
+        rows=cells,
+        pictures=[(title, data_url(sweep.folder / file)) for title, file in pictures],
+        failed=[_failed(job) for job in sweep.jobs if state_of(job) == "failed"],
+        notes=NOTES if said else [],
+    )
 
 
 def _failed(job: Job) -> str:
