@@ -8,11 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from browser import opened
 from conftest import QUICK, Launch
 from paw.errors import ConfigError
 from paw.paths import embedded
+from paw.report.card import CARD
 
 pytestmark = pytest.mark.slow
 TRICK = "<img src=x onerror=document.title='run'>"
@@ -71,6 +73,14 @@ def test_the_page_of_a_run(launch: Launch, tmp_path: Path) -> None:
     gap = next(s for s in results["systems"] if s["system"] == "target + procrustes")["gap"]
     if gap["eligible"]:
         assert f"procrustes recovers {gap['recovered']:.0%}".replace("%", " %") in text
+    moved = next(s for s in results["systems"] if s["system"] == "target + procrustes")
+    for name, accuracy in (("target_procrustes", moved["accuracy"]), ("source", None)):
+        card = ModelCard.load(run / "adapters" / name / "README.md")
+        assert card.data.library_name == "peft"
+        assert card.data.base_model
+        assert card.text.count("## Evaluation") == 1
+        assert accuracy is None or f"{accuracy:.3f}" in card.text
+    assert "transfer=procrustes" in (run / "adapters" / "target_procrustes" / CARD).read_text()
     page = tmp_path / "page.html"
     page.write_text(text.replace("</body>", PROBE + "</body>"))
     light, said = opened(page, "--blink-settings=preferredColorScheme=1")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paw.report import records
-from paw.report.files import Report, write
+from paw.report.card import write_card
+from paw.report.files import Report, row, write
+from paw.report.model import System
 from paw.report.page import write_page
 from paw.report.tables import table
 from paw.store import MANIFEST
@@ -56,6 +58,13 @@ def fill(
     for name, path in models.items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(path.resolve(), target_is_directory=True)
+
+
+def card(folder: Path, name: str, report: Report, systems: Sequence[System]) -> None:
+    """The model card of an adapter in a run folder, with what was found of it."""
+    rows = [row(system, report.claims) for system in systems]
+    about = {**report.about, "command": report.command}
+    write_card(folder / "adapters" / name, name=name, about=about, rows=rows)
 
 
 def draw(folder: Path, store: Path) -> bool:

@@ -134,6 +134,11 @@ def _fill(
     adapters = {k: execution.path(n) for k, n in outline.adapters.items() if n in execution}
     models = {k: execution.path(n) for k, n in outline.models.items() if n in execution}
     folders.fill(folder, report, form=_form(c), adapters=adapters, models=models)
+    there = [row for row in outline.systems if row.evaluation in execution]
+    by = dict(zip(dict.fromkeys(row.key for row in there), report.systems, strict=True))
+    for name in adapters:
+        node = outline.adapters[name]
+        folders.card(folder, name, report, [by[r.key] for r in there if r.adapter is node])
     drawn = folders.draw(folder, Path(c.paths.artifacts))
     return [*["report.html"][:drawn], *["adapters"][: len(adapters)], *models]
 
