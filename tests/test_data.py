@@ -18,7 +18,7 @@ from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.load import examples, sample, split_file
 from paw.data.tokenise import encode
-from paw.errors import DataError
+from paw.errors import DataError, ModelError
 from paw.models.load import load_tokenizer
 from paw.paths import embedded
 from paw.store import Input
@@ -285,3 +285,16 @@ def test_an_example_has_the_places_that_virtual_tokens_leave(tmp_path: Path, wat
     assert 16 < tokens.encode(stage, inputs, tmp_path, watch).longest <= 20
     stage = replace(stage, virtual=4)
     assert tokens.encode(stage, inputs, tmp_path, watch).longest == 16
+
+
+def test_tokens_beyond_the_model_are_one_line_before_a_training(tmp_path: Path) -> None:
+    """The embedded Qwen's library default for an end token is one that it has no embedding for."""
+    (tmp_path / "data.jsonl").write_text('{"id": "a", "question": "Why?", "answer": "So."}\n')
+    config = tokens.EncodeStage(
+        dataset=DatasetConfig(name="own", kind="text"), split="data", form="likelihood", close=True
+    )
+    inputs = {
+        "data": Input(tmp_path / "data.jsonl", "d"), "tokenizer": Input(embedded("tiny_qwen2"), "t")
+    }  # fmt: skip
+    with pytest.raises(ModelError, match=r"has tokens beyond the model's 520"):
+        tokens.encode(config, inputs, tmp_path, Silent())

@@ -19,7 +19,7 @@ from paw.data.example import Example
 from paw.data.load import examples, listed
 from paw.data.tokenise import Encoded
 from paw.errors import DataError
-from paw.models.load import is_encoder, load_tokenizer, room
+from paw.models.load import check_tokens, is_encoder, limits, load_tokenizer, room
 from paw.store import Input, Stage, Watch, write_text
 
 IDS, BOUNDS, STARTS, LABELS = "ids.npy", "bounds.npy", "starts.npy", "labels.npy"
@@ -66,6 +66,7 @@ def encode(
 
     Raises:
         DataError: for rows that cannot be used, or if all are too long.
+        ModelError: for tokens that the model does not have.
     """
     left_out: Counter[str] = Counter()
     model, data = inputs["tokenizer"].path, inputs["data"].path
@@ -74,6 +75,8 @@ def encode(
         found = _of_group(found, inputs["groups"].path, config.group)
     longest = min(config.max_length, (room(model) or 10**9) - config.virtual)
     rows = _encoded(found, config, model)
+    known = limits(model, config.trust_remote_code).vocabulary
+    check_tokens(model, max(max(r.ids) for r in rows), known)
     kept = [
         replace(r, label=_label(e))
         for r, e in zip(rows, found, strict=True)

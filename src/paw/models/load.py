@@ -468,3 +468,19 @@ def limits(folder: Path, trust_remote_code: bool = False) -> Limits:
     except Exception as e:  # damaged files make the reader fail anywhere
         raise ModelError(f"{folder}: its config cannot be read ({first_line(e)}).") from None
     return Limits(room(folder), vocabulary)
+
+
+def check_tokens(folder: Path, highest: int, known: int | None) -> None:
+    """
+    Args:
+        highest: of the tokens that are used.
+        known: how many the model has; None where its config does not say.
+
+    Raises:
+        ModelError: for tokens that the model does not have.
+    """
+    if known and highest >= known:
+        raise ModelError(
+            f"{folder}: its tokenizer has tokens beyond the model's {known}. They do not belong "
+            "together."
+        )

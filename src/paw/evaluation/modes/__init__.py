@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Protocol, cast
 from paw.data.example import Example
 from paw.data.load import listed
 from paw.data.tokenise import Encoded
-from paw.errors import DataError, ModelError
+from paw.errors import DataError
 from paw.evaluation.config import MODES
 from paw.evaluation.model import Model
 from paw.evaluation.records import Record
 from paw.evaluation.result import EvaluateResult
+from paw.models.load import check_tokens
 from paw.plugins import load
 from paw.store import Input
 
@@ -47,11 +48,7 @@ class Asking:
         """
         base, file, reach = self.model.base.path, self.inputs["data"].path, self.model.limits
         most, known = reach.positions, reach.vocabulary
-        if known and max(max(r.ids) for choices in rows for r in choices) >= known:
-            raise ModelError(
-                f"{base}: its tokenizer has tokens beyond the model's {known}. They do not belong "
-                "together."
-            )
+        check_tokens(base, max(max(r.ids) for choices in rows for r in choices), known)
         kept = []
         for question, choices in zip(self.questions, rows, strict=True):
             needs = max(len(r.ids) for r in choices)
