@@ -768,6 +768,7 @@ def test_wrong_networks_losses_and_tokens() -> None:
         ("generator_generate", [], "name a prompt"),
         ("generator_generate", ["generator.input=/nowhere.txt"], "is no file"),
         ("generator_check", [], "generator.checkpoints=DIR"),
+        ("generator_evaluate", ["generator.path=x"], "Leave generator.path out"),
         ("generator_train", ["generator.prompts=/nowhere"], "is no folder"),
         ("generator_train", ["generator.checkpoints=/nowhere"], "is no folder"),
         ("generator_generate", ["generator.path=/nowhere", "generator.prompt=a"], "is no folder"),

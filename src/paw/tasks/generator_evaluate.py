@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paw.errors import ConfigError
 from paw.generator.steps import Generates, chains, judged
 from paw.launch.outline import Outline, Says
 
@@ -15,6 +16,11 @@ class Config(Generates):
 
 
 def build(c: Config) -> Outline:
+    if c.generator.path:
+        raise ConfigError(
+            "generator.path: task=generator_evaluate scores the generator that it trains, on what "
+            "was held out from it. Leave generator.path out: what was trained before is reused."
+        )
     every = chains(c)
     table = judged(every)
     return Outline(
