@@ -190,6 +190,38 @@ def test_an_array_that_was_stopped_goes_on(
     assert all(torch.equal(found[i], whole[i]) for i in range(6))
 
 
+def test_an_array_that_left_its_folder_is_made_anew(
+    several: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the array was moved, before the artifact was committed."""
+    whole = tokenised(several, tmp_path / "whole")
+    write = Layout.write
+
+    def stops(self: Layout, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Layout, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tokenised(several, tmp_path / "t")
+    monkeypatch.setattr(Layout, "write", write)
+    shutil.rmtree(tmp_path / "t")
+    found = tokenised(several, tmp_path / "t")
+    assert all(torch.equal(found[i], whole[i]) for i in range(6))
+
+
+def test_a_trainers_folders_are_adapters_and_nothing_else(several: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "trainer"
+    for i in (0, 1):
+        shutil.copytree(several / f"step_{i:03d}", folder / f"checkpoint-{i + 1}00")
+        torch.save({"state": {}}, folder / f"checkpoint-{i + 1}00" / "optimizer.pt")
+    assert [c.step for c in find_checkpoints(folder)] == [100, 200]
+    names = ["epoch=003-val_loss=0.4321.ckpt", "epoch=010-val_loss=0.1.ckpt"]
+    (tmp_path / "l").mkdir()
+    for name in reversed(names):
+        (tmp_path / "l" / name).touch()
+    assert [c.name for c in find_checkpoints(tmp_path / "l")] == names
+
+
 def lightning(folder: Path, file: Path, dtype: torch.dtype = torch.float32) -> Path:
     """A PEFT folder as Lightning checkpoints it: with the base's weights beside it."""
     state = {f"model.{k}": v for k, v in load_model(LLAMA, RUNTIME).state_dict().items()}
@@ -219,7 +251,9 @@ def test_damaged_checkpoints_are_all_named_or_left_out(several: Path, tmp_path: 
     for name in ("step_001", "step_004"):
         file = folder / name / "adapter_model.safetensors"
         file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(AdapterError, match=r"step_001.*in all: step_001, step_004 \(2\).*skip_dam"):
+    with pytest.raises(
+        AdapterError, match=r"step_001.*in all \(2\): step_001, step_004. To.*skip_dam"
+    ):
         tokenised(folder, tmp_path / "t")
     found = tokenised(folder, tmp_path / "u", skip_damaged=True)
     assert [c.name for c in found.all] == ["step_000", "step_002", "step_003", "step_005"]
@@ -305,7 +339,7 @@ def test_a_prepared_folder_is_read_and_its_faults_named(tmp_path: Path) -> None:
         read_groups(tmp_path)
     (tmp_path / "val_prompts.jsonl").write_text('{"text": "d"}\n')
     assert [g.texts for g in read_groups(tmp_path)] == [("a",), ("b", "c"), ("d",)]
-    for bad in ("no json", '{"prompt": " "}', "[1]", "{}"):
+    for bad in ("no json", '{"prompt": " "}', "[1]", "{}", '{"texts": "blue"}'):
         (tmp_path / "val_prompts.jsonl").write_text('{"text": "d"}\n' + bad + "\n")
         with pytest.raises(DataError, match=r"val_prompts.jsonl, line 2: is no prompt"):
             read_groups(tmp_path)
@@ -638,6 +672,10 @@ def test_a_generated_adapter_is_a_plain_peft_folder(minilm: Path, tmp_path: Path
     attach(load_model(LLAMA, RUNTIME), out, "llama")  # it is stamped for its base
     with pytest.raises(AdapterError, match="another base"):
         attach(load_model(LLAMA, RUNTIME), out, "another")
+    for name in ("model", "encoder"):
+        other = {**more, "model": BASE, name: Input(LLAMA, "another")}
+        with pytest.raises(AdapterError, match="was trained with another"):
+            generate(ask, other, tmp_path, Silent())
     file = tmp_path / "asked.txt"
     file.write_text("red round fruit\n\ncold deep water\n")
     several = tmp_path / "several"
@@ -724,6 +762,28 @@ def test_no_gain_beyond_the_mean_is_said(tmp_path: Path) -> None:
     assert "not significantly more" in found.said
 
 
+def test_seeds_that_ask_the_same_questions_count_once(tmp_path: Path) -> None:
+    """Three questions of one task gained by each of three seeds are three, not nine."""
+    found = []
+    for seeds in (1, 3):
+        root, places, inputs = tmp_path / str(seeds), dict[str, list[str]](), dict[str, Input]()
+        for seed in range(seeds):
+            right = {
+                "base": [False] * 40, "own": [True] * 40, "mean": [i < 20 for i in range(40)],
+                "generated": [i < 23 for i in range(40)],
+            }  # fmt: skip
+            mine = evaluated(root / str(seed), {k: {"t": v} for k, v in right.items()})
+            for name, one in mine.items():
+                inputs[f"{name} {seed}"] = one
+                places[f"{name} {seed}"] = [*name.split(" "), str(seed)]
+        (root / "out").mkdir()
+        judge(JudgeStage(evaluated=places), inputs, root / "out", Silent())
+        found.append(json.loads((root / "out" / "table.json").read_text())["generated"])
+    assert found[0] == found[1]
+    assert found[0]["gained"] == 3
+    assert found[0]["p"] == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize("mean", [0.3, 0.62])
 def test_where_there_is_nothing_to_recover_nothing_is_claimed(tmp_path: Path, mean: float) -> None:
     own = 0.3 if mean == 0.3 else 0.6
@@ -772,6 +832,9 @@ def test_wrong_networks_losses_and_tokens() -> None:
         ("generator_train", ["generator.prompts=/nowhere"], "is no folder"),
         ("generator_train", ["generator.checkpoints=/nowhere"], "is no folder"),
         ("generator_generate", ["generator.path=/nowhere", "generator.prompt=a"], "is no folder"),
+        ("generator_generate", ["generator.path=.", "generator.prompt=a"], "is no generator"),
+        ("generator_evaluate", ["generator.dry_run=true"], "for task=generator_train"),
+        ("generator_evaluate", ["dataset=own_text"], "neither right nor wrong"),
     ],
 )
 def test_what_a_task_lacks_is_one_line(task: str, more: list[str], says: str) -> None:

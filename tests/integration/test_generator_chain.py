@@ -57,6 +57,19 @@ def test_from_prompts_to_an_adapter_of_another_model(launch: Launch, tmp_path: P
     shutil.copytree(trail, outside)
     launch("task=generator_check", *TRAIL, f"generator.checkpoints={outside}")
     assert "back to the bit" in (newest(tmp_path) / "summary.md").read_text()
+    lightning = tmp_path / "lightning"  # a folder with nothing but .ckpt files
+    lightning.mkdir()
+    for i, name in enumerate(("step_0000003", "step_0000006", "step_0000009")):
+        held = load_file(trail / name / "adapter_model.safetensors")
+        state = {f"model.{k.replace('.weight', '.default.weight')}": v for k, v in held.items()}
+        torch.save({"state_dict": state}, lightning / f"step={i}.ckpt")
+    ask = ["task=generator_check", *SMALL, f"generator.checkpoints={lightning}"]
+    launch(*ask)
+    first = (newest(tmp_path) / "results.json").read_text()
+    torch.save({"state_dict": state}, lightning / "step=0.ckpt")  # another adapter in its place
+    launch(*ask)
+    again = (newest(tmp_path) / "results.json").read_text()
+    assert [json.loads(x)["steps"][0]["state"] for x in (first, again)] == ["computed"] * 2
     launch("task=generator_analyze", *TRAIL, f"generator.checkpoints={outside}")
     assert (newest(tmp_path) / "analysis" / "drift.png").is_file()
     launch("task=generator_train", *TRAIL, "generator.dry_run=true")

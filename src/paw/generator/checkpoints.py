@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 FILES = (".ckpt", ".pt", ".pth")
+SHARED = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 ADAPTER = re.compile(r"\.(lora_|ia3_)")
 
 
@@ -37,7 +38,12 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
         AdapterError: where there is none.
     """
     found = [p.parent for p in folder.rglob(CONFIG)]
-    found += [p for p in folder.rglob("*") if p.suffix in FILES and p.is_file()]
+    inside = set(found)  # an adapter's folder may hold the state of its optimizer beside it
+    found += [
+        p
+        for p in folder.rglob("*")
+        if p.suffix in FILES and p.is_file() and not inside & set(p.parents)
+    ]
     if not found:
         raise AdapterError(
             f"{folder}: holds no adapters. Give a folder with PEFT folders ({CONFIG}), or with "
@@ -51,8 +57,9 @@ def find_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def _number(name: str) -> int:
-    """The number after `step`, or the last one of a name."""
-    said = re.search(r"step[=_-]?(\d+)", name) or re.search(r"(\d+)\D*$", name)
+    """The number after `step`, after `epoch`, or the last one of a name."""
+    said = re.search(r"step[=_-]?(\d+)", name) or re.search(r"epoch[=_-]?(\d+)", name)
+    said = said or re.search(r"(\d+)\D*$", name)
     return int(said[1]) if said else 0
 
 
@@ -107,7 +114,15 @@ def settings(paths: Sequence[Path], r: int | None, alpha: int | None) -> dict[st
     given = {str(p): read_config(p) for p in paths if p.is_dir()}
     for name, config in given.items():
         first = next(iter(given.values()))
-        for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern"):
+        for key in (
+            "peft_type",
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "use_dora",
+            "rank_pattern",
+            "alpha_pattern",
+        ):
             if config.get(key) != first.get(key):
                 raise AdapterError(
                     f"{name}: has {key}={config.get(key)}, and {next(iter(given))} "
@@ -131,6 +146,16 @@ def settings(paths: Sequence[Path], r: int | None, alpha: int | None) -> dict[st
         "target_modules": sorted(modules),
         "inference_mode": True,
     }
+
+
+def contents(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files that adapters are read from, by a name of their own."""
+    out: dict[str, Path] = {}
+    for path in paths:
+        names = (CONFIG, WEIGHTS, PICKLED) if path.is_dir() else ("",)
+        files = [path / name if name else path for name in names]
+        out |= {str(file): file for file in files if file.is_file()}
+    return out
 
 
 def base_of(paths: Sequence[Path], base: str) -> None:

@@ -16,7 +16,7 @@ EXPANDERS, DECODERS = "generator/expanders", "generator/decoders"
 # What stands beside a generated adapter, on the same questions.
 CONTROLS = {
     "mean": "the mean of the training checkpoints, which needs no prompt",
-    "last": "the last checkpoint of the run; of tasks that of the common start",
+    "last": "the last of the training checkpoints of one run",
     "nearest": "the training checkpoint whose prompts are most alike",
     "gaussian": "every weight drawn from its own mean and spread over the training checkpoints",
     "shuffled": "generated from the prompts of another task, or of other examples",
@@ -114,7 +114,7 @@ class GeneratorConfig:
     # Prompts: groups of examples that do not overlap.
     samples_per_prompt: int = 4
     test_ratio: float = 0.1  # of the prompts, or of whole tasks; half as many again validate
-    most: Optional[int] = None  # prompts of a data set, or of each task
+    most: Optional[int] = None  # prompts of a data set, or of each task; not with pairing=order
     # an example as the encoder reads it; else as dataset.prompt asks it, or its solved form
     text: Optional[str] = None
     labelled: bool = True  # with its answer
@@ -160,6 +160,11 @@ class GeneratorConfig:
             raise ConfigError("generator.prompt and generator.input: give one of them.")
         if self.prompt is not None and not self.prompt.strip():
             raise ConfigError("generator.prompt: is empty.")
+        if self.fit.delta and self.tokens.count is not None:
+            raise ConfigError(
+                "generator.fit.delta: needs tensors with tokens of their own. Leave "
+                "generator.tokens.count out."
+            )
         if self.tasks and self.pairing != "dataset":
             raise ConfigError(
                 f"generator.tasks: is read with generator.pairing=dataset, not {self.pairing}."

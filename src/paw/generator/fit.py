@@ -100,10 +100,12 @@ class Losses:
             self.spans.append((at, at + row.tokens, row.values))
             at += row.tokens
         shapes = [e.shape for e in layout.entries]
-        pairs = sides(layout.rows).values() if layout.count is None else ()
+        pairs = sides(layout.entries).values() if layout.count is None else ()
         self.factors = [
             (p["lora_A"], p["lora_B"], shapes[p["lora_A"]], shapes[p["lora_B"]]) for p in pairs
         ]
+        if config.delta and not self.factors:
+            raise StageError("generator.fit.delta: these adapters are no pairs of factors.")
 
     def __call__(self, made: torch.Tensor, true: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -175,6 +177,7 @@ class _Training:
             network.whitening.fit(pooled, plan.network.whiten)
         optimizer = torch.optim.AdamW(network.parameters(), lr=c.lr, weight_decay=c.weight_decay)
         self.network, self.optimizer = self.fabric.setup(network, optimizer)
+        self.scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         if c.ema:
             averaged = get_ema_multi_avg_fn(c.ema)  # type: ignore[no-untyped-call]
             self.average = AveragedModel(network, multi_avg_fn=averaged)
@@ -299,6 +302,7 @@ class _Training:
             "network": self.raw.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "best": self.best,
             "counts": {"epoch": self.epoch, "best_epoch": self.best_epoch},
             "curve": self.curve,
@@ -316,6 +320,8 @@ class _Training:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best_epoch = state["counts"]["epoch"], state["counts"]["best_epoch"]
         self.best, self.curve = state["best"], state["curve"]
         self.seconds = state["seconds"]

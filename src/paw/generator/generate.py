@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paw.errors import DataError
+from paw.errors import AdapterError, DataError
 from paw.generator.checkpoints import write_folder
 from paw.generator.encoder import Encoder
 from paw.generator.generator import Generator
-from paw.generator.groups import TRAIN, Group
+from paw.generator.groups import TRAIN, Group, lines_of, texts_of
 from paw.generator.texts import Prompts
 from paw.generator.tokens import Checkpoints
 from paw.models.adapters import stamp
@@ -39,6 +39,7 @@ class GenerateStage:
     tasks: list[str] = field(default_factory=list)  # of held-out prompts: an adapter for each
     role: str = "test"
     prompt: str | None = None
+    form: str = ""  # of a user's file: lines or jsonl
     seed: int = 0
     runtime: Runtime
 
@@ -82,15 +83,17 @@ def generate(
     import time
 
     made = Generator(inputs["generator"].path)
+    began = time.perf_counter()
+    _check(made, inputs)
     if config.prompt is not None or "prompts" in inputs:
         one = {"prompt": [config.prompt]} if config.prompt is not None else {}
-        sets = one or _asked(inputs["prompts"].path)
+        sets = one or _asked(inputs["prompts"].path, config.form)
         encoder = Encoder(inputs["encoder"].path, config.runtime.device)
         wanted: Wanted = {name: (encoder.encode(texts), None) for name, texts in sets.items()}
     else:
         wanted = _held(config, inputs)
     maker = _Maker(config, inputs, made)
-    figures, began = dict[str, Any](), time.perf_counter()
+    figures = dict[str, Any]()
     for number, (name, (vectors, group)) in enumerate(wanted.items()):
         tokens, of = maker.make(vectors, group)
         folder = out if config.prompt is not None else out / file_name(name)
@@ -110,23 +113,34 @@ def generate(
     return GenerateResult(adapters=len(wanted), seconds=seconds)
 
 
-def _asked(file: Path) -> dict[str, list[str]]:
+def _check(made: Generator, inputs: Mapping[str, Input]) -> None:
+    """
+    Raises:
+        AdapterError: for another base or another encoder than the generator was trained with.
+    """
+    for name, what in (("model", "base"), ("encoder", "encoder")):
+        if name in inputs and inputs[name].fingerprint != made.about[what]:
+            key = "model@source" if name == "model" else "generator.encoder"
+            raise AdapterError(
+                f"{inputs['generator'].path}: was trained with another {what} than {key}. Name "
+                "the one that it was trained with."
+            )
+
+
+def _asked(file: Path, form: str) -> dict[str, list[str]]:
     """A user's prompts: a text with one a line, or .jsonl rows of texts or a prompt.
 
     Raises:
         DataError: for a file without any, or a row that is none.
     """
     out: dict[str, list[str]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(file), 1):
         if not line.strip():
             continue
         texts, name = [line.strip()], f"prompt_{len(out):04d}"
-        if file.suffix == ".jsonl":
+        if form == "jsonl":
             try:
-                row = json.loads(line)
-                texts = row.get("texts") or [row.get("prompt") or row["text"]]
-                if not all(isinstance(t, str) and t.strip() for t in texts):
-                    raise ValueError("an empty text")
+                texts = texts_of(json.loads(line))
             except (ValueError, KeyError, AttributeError, TypeError) as e:
                 raise DataError(
                     f'{file}, line {number}: is no prompt ({e}). Write {{"texts": [...]}}, or '
@@ -145,9 +159,14 @@ def _held(config: GenerateStage, inputs: Mapping[str, Input]) -> Wanted:
     for i, group in enumerate(prompts.groups):
         if group.role == config.role:
             first.setdefault(group.task, i)
-    tasks = config.tasks or list(first)
+    tasks = config.tasks
+    if len(tasks) == 1 and first:  # prompts of one data set, whatever they call it
+        first = {tasks[0]: first.get(tasks[0], next(iter(first.values())))}
     if missing := [t for t in tasks if t not in first]:
-        raise DataError(f"{inputs['texts'].path}: task {missing[0]} has no held-out prompt.")
+        raise DataError(
+            f"{inputs['texts'].path}: task {missing[0]} has no held-out prompt. Give them as "
+            "test_prompts.jsonl beside train_prompts.jsonl, or leave generator.prompts out."
+        )
     if config.how == "strings":
         encoder = Encoder(inputs["encoder"].path, config.runtime.device)
         strings = {t: _strings(prompts.groups[first[t]], config.seed) for t in tasks}

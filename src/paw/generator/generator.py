@@ -116,6 +116,7 @@ def generator(
     about = {
         "base": inputs["model"].fingerprint,
         "network": asdict(config.network),
+        "encoder": prompts.encoder,
         "width": prompts.width,
         "best": name,
         "pairs": [[p.group, p.checkpoint, p.role] for p in pairs],

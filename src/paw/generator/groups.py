@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from paw.data.config import DatasetConfig
 from paw.data.example import words
@@ -41,6 +42,7 @@ class GroupsStage:
     ratio: float
     text: str | None = None
     labelled: bool = True
+    task: str = ""  # what its groups are of, where there are no tasks
     roles: dict[str, str] = field(default_factory=dict)  # of whole tasks
     most: int | None = None  # groups of a task
     seed: int = 0
@@ -78,7 +80,7 @@ def groups(
     """
     found: list[Group] = []
     tasks = {n.removeprefix("task "): i for n, i in inputs.items() if n.startswith("task ")}
-    for task, data in (tasks or {config.dataset.name: inputs["data"]}).items():
+    for task, data in (tasks or {config.task: inputs["data"]}).items():
         texts = _texts(config, data.path)
         if "trail" in inputs:
             chunks = list(_seen(inputs["trail"].path, config, texts, task))
@@ -91,6 +93,7 @@ def groups(
                 "generator.samples_per_prompt."
             )
         found += _with_roles(chunks, config, task)
+    found = _apart(found, watch)
     write_groups(out, found)
     counts = {role: sum(g.role == role for g in found) for role in ROLES}
     return GroupsResult(**counts, tasks=max(1, len(tasks)))
@@ -127,16 +130,37 @@ def _of(folder: Path, role: str) -> list[Group]:
     return [replace(g, role=role) for g in _read(folder / FILES[role], role)]
 
 
+def texts_of(row: Any) -> list[str]:
+    """The texts of a row {texts} or {prompt}.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: for one that has none.
+    """
+    texts = row.get("texts") or [row.get("prompt") or row["text"]]
+    if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise ValueError("texts are a list of texts that are not empty")
+    return texts
+
+
+def lines_of(file: Path) -> list[str]:
+    """
+    Raises:
+        DataError: for a file that is no text.
+    """
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file}: is no text in UTF-8 ({e}).") from None
+
+
 def _read(file: Path, role: str) -> list[Group]:
     out = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines_of(file), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            texts = row.get("texts") or [row.get("prompt") or row["text"]]
-            if not all(isinstance(t, str) and t.strip() for t in texts):
-                raise ValueError("an empty text")
+            texts = texts_of(row)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise DataError(
                 f'{file}, line {number}: is no prompt ({e}). Write {{"texts": [...]}}, or '
@@ -206,6 +230,34 @@ def roles(count: int, ratio: float, seed: int) -> list[str]:
     test, val = max(1, math.ceil(count * ratio)), max(1, math.ceil(count * ratio / 2))
     of = dict.fromkeys(order[:test], TEST) | dict.fromkeys(order[test : test + val], VAL)
     return [of.get(i, TRAIN) for i in range(count)]
+
+
+def _apart(found: Sequence[Group], watch: Watch) -> list[Group]:
+    """Without prompts that share an example with those that are held out from them: a training of
+    more than one epoch sees examples again.
+
+    Raises:
+        DataError: where none is left to learn from, or to validate.
+    """
+    used: dict[tuple[str, str], set[str]] = {}
+    for g in found:
+        used.setdefault((g.task, g.role), set()).update(g.examples)
+    before = {VAL: (TEST,), TRAIN: (TEST, VAL), TEST: ()}
+    kept = [
+        g
+        for g in found
+        if not any(used.get((g.task, r), set()) & set(g.examples) for r in before[g.role])
+    ]
+    if len(kept) < len(found):
+        watch.say(f"{len(found) - len(kept)} prompts share examples with held-out ones: left out")
+    for role in (TRAIN, VAL):
+        if not any(g.role == role for g in kept):
+            raise DataError(
+                "generator: after prompts that share examples with held-out ones were left out "
+                f"there are none of role {role}. Train for less than an epoch (lower "
+                "generator.count or generator.every), or use generator.pairing=branch."
+            )
+    return kept
 
 
 def _unit(group: Group, number: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from paw.text import markdown_table
 BASE, MEAN = "base", "mean"
 TABLE = "table.json"
 LEVEL = 0.05
-ENOUGH = 6  # tasks, below which no flip of signs is rare enough
+FEW = 12  # differences whose signs are all flipped
 NAMES = {
     BASE: "base",
     OWN: "the tasks' own adapters",
@@ -78,12 +79,15 @@ STAGE = Stage("judge", "1", "paw.generator.judge:judge", config=JudgeStage, resu
 
 
 class System:
-    """Right or wrong by question, in the order of tasks; a task's questions of all seeds are one
-    cluster, since they share their facts and their adapters."""
+    """How often each question is right, over the seeds that asked it, in the order of tasks. What
+    is resampled together is a task, whose questions share their adapters; of one task a
+    question."""
 
-    def __init__(self, by_task: Mapping[str, Sequence[bool]]) -> None:
-        self.right: Vector = np.array([float(x) for t in by_task for x in by_task[t]])
-        self.cluster = np.array([i for i, t in enumerate(by_task) for _ in by_task[t]])
+    def __init__(self, by_task: Mapping[str, Mapping[str, Sequence[bool]]]) -> None:
+        found = [(i, np.mean(x)) for i, t in enumerate(by_task) for x in by_task[t].values()]
+        self.right: Vector = np.array([x for _, x in found])
+        of_task = np.array([i for i, _ in found])
+        self.cluster = of_task if len(by_task) > 1 else np.arange(len(found))
 
 
 def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Watch) -> JudgeResult:
@@ -93,10 +97,12 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
 
     Writes table.json.
     """
-    found: dict[str, dict[str, list[bool]]] = {}
+    found: dict[str, dict[str, dict[str, list[bool]]]] = {}
     for key, (who, task, _) in sorted(config.evaluated.items()):
         records = read_records(inputs[key].path)
-        found.setdefault(who, {}).setdefault(task, []).extend(r["correct"] for r in records)
+        mine = found.setdefault(who, {}).setdefault(task, {})
+        for record in records:
+            mine.setdefault(record["id"], []).append(bool(record["correct"]))
     tasks = sorted(found[GENERATED])
     systems = {s: System({t: found[s][t] for t in tasks}) for s in ORDER if s in found}
     seeds = len({seed for _, _, seed in config.evaluated.values() if seed})
@@ -145,37 +151,40 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
 
 
 def _test(mean: System, other: System) -> tuple[int, int, float]:
-    """Questions gained and lost against the mean checkpoint, and the p-value. Questions of a task
-    share their adapter, so where there are tasks enough it is their differences whose signs are
-    flipped at random; else the exact McNemar test over questions."""
-    gained, lost, p = mcnemar(mean.right, other.right)
-    difference = np.bincount(mean.cluster, other.right - mean.right)
-    if len(difference) < ENOUGH:
-        return gained, lost, p
+    """Questions gained and lost against the mean checkpoint, and the p-value: of the exact McNemar
+    test where there is one task and one seed; else the differences of tasks (of one task, of
+    questions) have their signs flipped at random, all of them where they are few."""
+    off = other.right - mean.right
+    gained, lost = int((off > 0).sum()), int((off < 0).sum())
+    whole = set(np.unique(np.concatenate([mean.right, other.right]))) <= {0.0, 1.0}
+    alone = len(np.unique(mean.cluster)) == len(off)
+    if alone and whole:
+        return mcnemar(mean.right, other.right)
+    difference = np.bincount(mean.cluster, off).astype(np.float64)
+    if len(difference) <= FEW:
+        signs = np.array(list(product((-1.0, 1.0), repeat=len(difference))))
+        return gained, lost, float((_flipped(signs, difference)).mean())
     signs = np.random.default_rng(0).choice((-1.0, 1.0), (RESAMPLES, len(difference)))
-    above = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
-    return gained, lost, float((above.sum() + 1) / (RESAMPLES + 1))
+    return gained, lost, float((_flipped(signs, difference).sum() + 1) / (RESAMPLES + 1))
+
+
+def _flipped(signs: Vector, difference: Vector) -> NDArray[np.bool_]:
+    """Whether flipped differences are as far from 0 as they are."""
+    found: NDArray[np.bool_] = np.abs(signs @ difference) >= abs(difference.sum()) - 1e-9
+    return found
 
 
 def _drawn(systems: Mapping[str, System]) -> dict[str, Vector]:
-    """Bootstrap means of all systems, resampled together: whole tasks where there are several, else
-    questions."""
+    """Bootstrap means of all systems, resampled together."""
     rng = np.random.default_rng(0)
     first = next(iter(systems.values()))
     clusters = int(first.cluster.max()) + 1
-    if clusters < 2:
-        n = len(first.right)
-        kinds, counts = np.unique(
-            np.stack([s.right for s in systems.values()], axis=1), axis=0, return_counts=True
-        )
-        means = rng.multinomial(n, counts / n, size=RESAMPLES) @ kinds / n
-        return {name: means[:, i] for i, name in enumerate(systems)}
-    drawn = rng.integers(0, clusters, (RESAMPLES, clusters))
+    drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
     out = {}
     for name, system in systems.items():
         sums = np.bincount(system.cluster, system.right, clusters)
         counts = np.bincount(system.cluster, minlength=clusters)
-        out[name] = sums[drawn].sum(1) / counts[drawn].sum(1)
+        out[name] = (drawn @ sums) / (drawn @ counts)
     return out
 
 
@@ -223,9 +232,9 @@ def _text(
     over += f", {seeds} seeds" if seeds > 1 else ""
     notes = (
         "Intervals of 95 % resample tasks (questions, where there is one task); p is that of "
-        "tasks' differences with their signs flipped at random (of fewer than six tasks, of the "
-        "exact McNemar test over questions), adjusted after Holm. Skill is 1 − mse/mse of the "
-        "mean checkpoint, of weights."
+        "tasks' differences with their signs flipped (of one task and one seed, of the exact "
+        "McNemar test over questions), adjusted after Holm. Questions that several seeds asked "
+        "count once. Skill is 1 − mse/mse of the mean checkpoint, of weights."
     )
     if not eligible:
         return (

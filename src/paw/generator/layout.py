@@ -47,7 +47,7 @@ class Entry:
     def module(self) -> str:
         """The module it sits on, without its layer: `self_attn.q_proj`."""
         path = re.split(r"\.lora_|\.ia3_", self.name)[0]
-        return re.sub(r"^.*\.\d+\.", "", path)
+        return re.sub(r"^.*?\.\d+\.", "", path)
 
     @property
     def side(self) -> str:
@@ -215,9 +215,9 @@ def from_bits(values: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
     return (found.view(torch.bfloat16) if dtype == torch.bfloat16 else found).float()
 
 
-def sides(rows: Sequence[Row]) -> dict[tuple[int, str], dict[str, int]]:
-    """Pairs of factors: by layer and module, the number of the row of each side."""
-    out: dict[tuple[int, str], dict[str, int]] = {}
-    for number, row in enumerate(rows):
-        out.setdefault((row.layer, row.module), {})[row.side] = number
+def sides(entries: Sequence[Entry]) -> dict[str, dict[str, int]]:
+    """Pairs of factors: by the module's whole name, the number of the tensor of each side."""
+    out: dict[str, dict[str, int]] = {}
+    for number, entry in enumerate(entries):
+        out.setdefault(entry.name.partition(".lora_")[0], {})[entry.side] = number
     return {k: v for k, v in out.items() if {"lora_A", "lora_B"} <= v.keys()}

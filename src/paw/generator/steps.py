@@ -16,11 +16,12 @@ from paw.errors import ConfigError, DataError
 from paw.evaluation.steps import evaluate
 from paw.generator.analyze import STAGE as ANALYZE
 from paw.generator.analyze import AnalyzeStage
+from paw.generator.checkpoints import contents, find_checkpoints
 from paw.generator.config import GeneratorConfig
 from paw.generator.generate import GENERATED, OWN, GenerateStage
 from paw.generator.generate import STAGE as GENERATE
+from paw.generator.generator import ABOUT, GeneratorStage
 from paw.generator.generator import STAGE as GENERATOR
-from paw.generator.generator import GeneratorStage
 from paw.generator.groups import ALL, GroupsStage, roles
 from paw.generator.groups import STAGE as GROUPS
 from paw.generator.judge import BASE, JudgeStage
@@ -35,7 +36,7 @@ from paw.graph import Check, Node, Source, Step, View
 from paw.models.config import ModelConfig
 from paw.models.load import resolve_runtime
 from paw.models.steps import Base, attached, base, given, inside, model_named
-from paw.store import Input, Store
+from paw.store import Input, Store, digest
 from paw.text import file_name
 from paw.training.steps import Trains, train
 
@@ -129,6 +130,7 @@ class Chain(Generic[C]):
         config = GroupsStage(
             dataset=replace(c.dataset, path=None),
             split=c.dataset.train_split,
+            task="" if g.tasks else c.dataset.name,
             samples=g.samples_per_prompt,
             ratio=g.test_ratio,
             text=g.text,
@@ -204,7 +206,8 @@ class Chain(Generic[C]):
         inputs: dict[str, Node | View] = {"model": self.base.node}
         names: list[str] = []
         if g.checkpoints:
-            inputs["folder"] = _adapters("generator.checkpoints", g.checkpoints)
+            folder = _adapters("generator.checkpoints", g.checkpoints)
+            inputs["folder"] = View(folder, "adapters", _held_in)
         elif collects == "trail":
             inputs["trail"] = self.trail
         else:
@@ -236,7 +239,13 @@ class Chain(Generic[C]):
     def fitted(self) -> Node:
         """The network: trained here, or one from elsewhere."""
         if self.g.path:
-            return _source("generator.path", _folder("generator.path", self.g.path))
+            folder = _folder("generator.path", self.g.path)
+            if not (folder / ABOUT).is_file():
+                raise ConfigError(
+                    f"generator.path: {folder} is no generator: it has no {ABOUT}. Give what "
+                    "task=generator_train has left, as outputs/runs/…/generator_0."
+                )
+            return _source("generator.path", folder)
         inputs: dict[str, Node | View] = {
             "texts": self.texts,
             "tokens": self.tokens,
@@ -244,6 +253,11 @@ class Chain(Generic[C]):
         }
         g = self.g
         dry = g.dry_run
+        if dry and self.c.task != "generator_train":
+            raise ConfigError(
+                "generator.dry_run: trains nothing, so there is nothing to generate with. It is "
+                "for task=generator_train."
+            )
         config = GeneratorStage(
             pairing=g.pairing,
             ratio=g.test_ratio,
@@ -266,7 +280,7 @@ class Chain(Generic[C]):
             inputs["encoder"] = self.encoder.node
         config = GenerateStage(
             how=how,
-            tasks=self.held if self.g.tasks else [],
+            tasks=self.held,
             seed=self.seed,
             runtime=resolve_runtime(self.c.hardware),
         )
@@ -282,7 +296,9 @@ class Chain(Generic[C]):
         inputs: dict[str, Node | View] = {
             "generator": self.fitted,
             "encoder": self.encoder.node,
+            "model": self.base.node,
         }
+        form = ""
         if g.input:
             path = Path(g.input).expanduser()
             if not path.is_file():
@@ -291,12 +307,14 @@ class Chain(Generic[C]):
                     "rows of texts (.jsonl)."
                 )
             inputs["prompts"] = _source("generator.input", path)
+            form = "jsonl" if path.suffix == ".jsonl" else "lines"
         elif g.prompt is None:
             raise ConfigError(
                 "task=generator_generate: name a prompt, generator.prompt=TEXT, or a file of them, "
                 "generator.input=FILE."
             )
-        config = GenerateStage(prompt=g.prompt, runtime=resolve_runtime(self.c.hardware))
+        runtime = resolve_runtime(self.c.hardware)
+        config = GenerateStage(prompt=g.prompt, form=form, runtime=runtime)
         return Step(stage=GENERATE, name="generated adapters", config=config, inputs=inputs)
 
     # ---- what they are worth ---------------------------------------------------------------------
@@ -332,9 +350,10 @@ class Chain(Generic[C]):
 
     @property
     def _controls(self) -> list[str]:
-        """Of a folder of tasks no checkpoint is the last."""
+        """Of tasks, and of branches, no checkpoint is the last."""
         wanted = dict.fromkeys(("mean", *self.g.controls))
-        return [how for how in wanted if how != "last" or not self.g.tasks]
+        trail = self.start is None and not self.g.tasks
+        return [how for how in wanted if how != "last" or trail]
 
     def made(self) -> dict[str, Step[Any]]:
         return {how: self.generated(how) for how in (GENERATED, *self._controls)}
@@ -357,6 +376,13 @@ def judged(chains: list[Chain[C]]) -> Step[Any]:
 
 def chains(c: C) -> list[Chain[C]]:
     return [Chain(c, seed) for seed in c.generator.seeds]
+
+
+def _held_in(store: Store, folder: Path) -> Input:
+    """A folder of adapters by the files that are read of it, whatever their endings."""
+    files = contents([c.path for c in find_checkpoints(folder)])
+    held = {str(f.relative_to(folder)): store.content(f) for f in files.values()}
+    return Input(folder, digest(held))
 
 
 def _lines(store: Store, folder: Path) -> Input:
@@ -388,8 +414,6 @@ def _source(key: str, path: Path) -> Source:
 
 def _adapters(key: str, text: str) -> Source:
     """A folder of adapters from elsewhere."""
-    from paw.generator.checkpoints import find_checkpoints
-
     path = _folder(key, text)
 
     def look(store: Store) -> str:

@@ -16,7 +16,7 @@ from paw.generator.groups import ALL, Group, read_groups, write_groups
 from paw.models.load import Runtime
 from paw.store import Input, Stage, Watch, write_text
 
-VECTORS, INDEX = "vectors.npy", "index.json"
+VECTORS, INDEX, ABOUT = "vectors.npy", "index.json", "about.json"
 
 
 @dataclass(kw_only=True)
@@ -64,6 +64,7 @@ def texts(config: TextsStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         shutil.copyfile(inputs["groups"].path / ALL, out / ALL)
     else:
         write_groups(out, groups)
+    write_text(out / ABOUT, json.dumps({"encoder": inputs["encoder"].fingerprint}))
     pooled = sum(encoder.parts(text) > 1 for text in distinct)
     if pooled:
         watch.say(
@@ -79,6 +80,7 @@ class Prompts:
         self.groups: list[Group] = read_groups(folder)
         self._vectors = np.load(folder / VECTORS)
         self._index = json.loads((folder / INDEX).read_text())
+        self.encoder: str = json.loads((folder / ABOUT).read_text())["encoder"]  # its fingerprint
 
     @property
     def width(self) -> int:

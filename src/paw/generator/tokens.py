@@ -93,39 +93,34 @@ def tokens(
         AdapterError: for adapters that are damaged, differ in tensors, belong to another base, or
             are fewer than asked for.
     """
-    found = _found(config, inputs)
+    found, skipped = _whole(config, _found(config, inputs), context)
     base_of([c.path for c in found], inputs["model"].fingerprint)
     work, done = context.unfinished, _Done(context.unfinished / DONE)
-    layout, array, kept, skipped = None, None, list[Checkpoint](), list[str]()
+    layout, array, kept = None, None, list[Checkpoint]()
     for number, checkpoint in enumerate(found):
         try:
             tensors = read_tensors(checkpoint.path)
         except AdapterError as e:
-            if not config.skip_damaged:
-                raise _damaged(e, found[number:]) from None
-            context.say(str(e))
-            skipped.append(checkpoint.name)
-            continue
+            raise _damaged(e, found[number:]) from None
         mine = layout_of(tensors, config.tokens)
         if layout is None:
             layout, first = mine, checkpoint.name
-            array = _array(work / ARRAY, (len(found), layout.tokens, layout.dim), layout)
+            array, begun = _array(work / ARRAY, (len(found), layout.tokens, layout.dim), layout)
+            if not begun:
+                done.reset()
         same_layout(first, layout, checkpoint.name, mine)
         assert array is not None
         if len(kept) >= done.count:
             packed = layout.pack(tensors)
             _prove(layout, packed, tensors, checkpoint)
             array[len(kept)] = bits(packed)
+            array.flush()
             done.add()
         kept.append(checkpoint)
         context.progress(number + 1, len(found), "adapters")
-    if layout is None or len(kept) < (config.count or 1):
-        raise AdapterError(
-            f"{found[0].path.parent}: {len(kept)} whole adapters, and {config.count or 1} are "
-            "asked for. Lower generator.count."
-        )
+    assert layout is not None
     del array
-    _cut(work / ARRAY, len(kept))
+    done.reset()  # the array leaves this folder: what is begun again begins at the first
     os.replace(work / ARRAY, out / ARRAY)
     layout.write(out)
     shared = settings([c.path for c in kept], config.r, config.alpha)
@@ -161,7 +156,33 @@ def _found(config: TokensStage, inputs: Mapping[str, Input]) -> list[Checkpoint]
             f"{folder}: holds {len(found)} adapters, and {config.count} are asked for. Lower "
             "generator.count."
         )
-    return found[-config.count :] if config.count else found
+    return found
+
+
+def _whole(
+    config: TokensStage, found: list[Checkpoint], context: Context
+) -> tuple[list[Checkpoint], list[str]]:
+    """The last so many that can be read, where damaged ones are to be left out, and those left out.
+
+    Raises:
+        AdapterError: where too few are left.
+    """
+    kept, skipped = found, list[str]()
+    if config.skip_damaged:
+        kept = []
+        for checkpoint in found:
+            try:
+                read_tensors(checkpoint.path)
+                kept.append(checkpoint)
+            except AdapterError as e:
+                context.say(str(e))
+                skipped.append(checkpoint.name)
+    if len(kept) < (config.count or 1):
+        raise AdapterError(
+            f"{found[0].path.parent}: {len(kept)} whole adapters, and {config.count or 1} are "
+            "asked for. Lower generator.count."
+        )
+    return (kept[-config.count :] if config.count else kept), skipped
 
 
 def _damaged(first: AdapterError, rest: Sequence[Checkpoint]) -> AdapterError:
@@ -173,29 +194,21 @@ def _damaged(first: AdapterError, rest: Sequence[Checkpoint]) -> AdapterError:
         except AdapterError:
             bad.append(checkpoint.name)
     return AdapterError(
-        f"{first} Damaged in all: {some(bad)} ({len(bad)}). To go on without: "
+        f"{first} Damaged in all ({len(bad)}): {', '.join(bad)}. To go on without: "
         "generator.skip_damaged=true."
     )
 
 
-def _array(file: Path, shape: tuple[int, ...], layout: Layout) -> Any:
-    """The array, gone on with where it is there."""
-    if file.is_file():
-        held = np.lib.format.open_memmap(file, mode="r+")
-        if held.shape == shape:
-            return held
+def _array(file: Path, shape: tuple[int, ...], layout: Layout) -> tuple[Any, bool]:
+    """The array, and whether it is gone on with."""
     import torch
 
     kind = bits(torch.zeros(1, dtype=layout.dtype)).dtype
-    return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
-
-
-def _cut(file: Path, count: int) -> None:
-    """Leaves out the places of adapters that were damaged."""
-    held = np.load(file, mmap_mode="r")
-    if len(held) > count:
-        np.save(file.with_name("cut.npy"), held[:count])
-        os.replace(file.with_name("cut.npy"), file)
+    if file.is_file():
+        held = np.lib.format.open_memmap(file, mode="r+")
+        if (held.shape, held.dtype) == (shape, kind):
+            return held, True
+    return np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape), False
 
 
 def _prove(
@@ -219,6 +232,10 @@ class _Done:
     def add(self) -> None:
         self.count += 1
         write_text(self._file, json.dumps(self.count))
+
+    def reset(self) -> None:
+        self.count = 0
+        self._file.unlink(missing_ok=True)
 
 
 class Checkpoints:

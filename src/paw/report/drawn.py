@@ -31,9 +31,16 @@ def forest(systems: Sequence[Json]) -> str | None:
             value, low, high = (row.get(k) for k in keys)
             if value is None:
                 continue
-            low, high = (value if x is None else x for x in (low, high))
             colour = COLOURS[0] if row.get("draw_of") in (None, row["system"]) else COLOURS[5]
-            ax.plot([low, high], [place, place], color=colour, lw=2)
+            ends = [value if x is None else x for x in (low, high)]
+            ax.plot(ends, [place, place], color=colour, lw=2)
+            for end, marker in ((low, "<"), (high, ">")):
+                if end is None:  # it ends nowhere
+                    ax.annotate(
+                        "", (0 if marker == "<" else 1, place), (value, place),
+                        xycoords=("axes fraction", "data"), textcoords="data",
+                        arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.5},
+                    )  # fmt: skip
             ax.plot([value], [place], "o", color=colour, ms=4.5)
         ax.set_xlabel(title)
         ax.grid(axis="x", alpha=0.2, color=INK)

@@ -118,7 +118,8 @@ class Run:
         """One sentence: what the run shows, with its interval."""
         if self.method is None:
             said: Sequence[str] = self.found["said"]
-            plain = [line for text in said for line in text.split("\n\n") if "|" not in line]
+            parts = [line for text in said for line in text.split("\n\n") if "|" not in line]
+            plain = [line for line in parts if not line.startswith("Warning:")]
             return plain[-1 if "Generated adapters" in "".join(plain) else 0] if plain else ""
         gap = self.method["gap"]
         name = self.method["system"].removeprefix("target + ")

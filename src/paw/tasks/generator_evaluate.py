@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paw.data.kinds import kind_named
 from paw.errors import ConfigError
 from paw.generator.steps import Generates, chains, judged
 from paw.launch.outline import Outline, Says
@@ -20,6 +21,11 @@ def build(c: Config) -> Outline:
         raise ConfigError(
             "generator.path: task=generator_evaluate scores the generator that it trains, on what "
             "was held out from it. Leave generator.path out: what was trained before is reused."
+        )
+    if kind_named(c.dataset.kind).written and c.evaluate.mode == "likelihood":
+        raise ConfigError(
+            f"task=generator_evaluate: answers of {c.dataset.name} are neither right nor wrong "
+            "by likelihood. Use data with choices, or evaluate.mode=generate."
         )
     every = chains(c)
     table = judged(every)
