@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +121,8 @@ class Run:
             said: Sequence[str] = self.found["said"]
             parts = [line for text in said for line in text.split("\n\n") if "|" not in line]
             plain = [line for line in parts if not line.startswith("Warning:")]
-            return plain[-1 if "Generated adapters" in "".join(plain) else 0] if plain else ""
+            first = plain[-1 if "Generated adapters" in "".join(plain) else 0] if plain else ""
+            return re.split(r"(?<=[.:)]) (?=[A-Z])", first)[0]
         gap = self.method["gap"]
         name = self.method["system"].removeprefix("target + ")
         if not gap["eligible"]:
