@@ -18,6 +18,7 @@ from paw.console import Console
 from paw.data.steps import split
 from paw.errors import ConfigError, PawError
 from paw.evaluation.steps import evaluate
+from paw.generator.steps import Generates
 from paw.graph import Absent, Node, Source, sources_of
 from paw.launch.check import checks_of
 from paw.launch.outline import Outline, Row
@@ -35,7 +36,7 @@ Line = tuple[str, str, str]  # what, ok or wrong or absent, and what was found
 
 
 @dataclass
-class Config(Transfers, Prefers):
+class Config(Transfers, Prefers, Generates):
     source: ModelConfig = MISSING
     target: ModelConfig = MISSING
     # every model, data set, adapter and experiment in conf/ instead of this composition
