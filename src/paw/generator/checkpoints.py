@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paw.errors import AdapterError
-from paw.models.adapters import CONFIG, PICKLED, PREFIX, WEIGHTS, made_for, read_config
+from paw.models.adapters import (
+    CONFIG,
+    PICKLED,
+    PREFIX,
+    WEIGHTS,
+    finite_tensors,
+    made_for,
+    read_config,
+)
+from paw.store import write_text
 from paw.text import first_line, some
 
 if TYPE_CHECKING:
@@ -71,27 +80,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         AdapterError: for a file that is damaged, holds no adapter, or has values that are not
             finite.
     """
-    import torch
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        if path.is_dir() and (path / WEIGHTS).is_file():
-            with safe_open(path / WEIGHTS, framework="pt") as held:
-                found = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
-        else:
-            file = path / PICKLED if path.is_dir() else path
-            held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            held = held.get("state_dict", held)
-            found = {_saved(n): t.clone() for n, t in held.items() if ADAPTER.search(n)}
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, AttributeError) as e:
-        raise AdapterError(f"{path}: cannot be read ({first_line(e)[:160]}).") from None
-    except Exception as e:  # unpickling raises whatever it meets
-        raise AdapterError(f"{path}: is refused ({first_line(e)[:160]}).") from None
+    found = dict(finite_tensors(path)) if path.is_dir() else _mapped(path)
     if not found:
         raise AdapterError(f"{path}: holds no adapter's tensors (lora_…).")
+    return found
+
+
+def _mapped(file: Path) -> dict[str, torch.Tensor]:
+    """Of one of Lightning's checkpoints the adapter's tensors alone."""
+    import torch
+
+    try:
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        held = held.get("state_dict", held)
+        found = {_saved(n): t.clone() for n, t in held.items() if ADAPTER.search(n)}
+    except Exception as e:  # damaged bytes, or more than weights: nothing of it is run
+        raise AdapterError(f"{file}: cannot be read ({first_line(e)[:160]}).") from None
     for name, value in found.items():
         if not bool(value.isfinite().all()):
-            raise AdapterError(f"{path}: {name} has values that are not finite.")
+            raise AdapterError(f"{file}: {name} has values that are not finite.")
     return found
 
 
@@ -148,14 +155,10 @@ def settings(paths: Sequence[Path], r: int | None, alpha: int | None) -> dict[st
     }
 
 
-def contents(paths: Sequence[Path]) -> dict[str, Path]:
-    """The files that adapters are read from, by a name of their own."""
-    out: dict[str, Path] = {}
-    for path in paths:
-        names = (CONFIG, WEIGHTS, PICKLED) if path.is_dir() else ("",)
-        files = [path / name if name else path for name in names]
-        out |= {str(file): file for file in files if file.is_file()}
-    return out
+def contents(paths: Sequence[Path]) -> list[Path]:
+    """The files that adapters are read from."""
+    inside = [p / name for p in paths if p.is_dir() for name in (CONFIG, WEIGHTS, PICKLED)]
+    return [file for file in (*inside, *paths) if file.is_file()]
 
 
 def base_of(paths: Sequence[Path], base: str) -> None:
@@ -178,7 +181,7 @@ def write_folder(folder: Path, config: dict[str, Any], tensors: dict[str, torch.
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config | {"inference_mode": True}, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text)
+    write_text(folder / CONFIG, text)
     save_file(
         {n: t.contiguous() for n, t in tensors.items()},
         folder / WEIGHTS,

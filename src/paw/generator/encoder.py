@@ -12,20 +12,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paw.errors import ModelError
+from paw.models.load import load_tokenizer
 from paw.store import Watch
+from paw.text import first_line
 
 BATCH = 64
 
 
 class Encoder:
-    """The mean over tokens, of length 1, as all-MiniLM-L6-v2 has it."""
+    """The mean over tokens, of length 1, as all-MiniLM-L6-v2 has it.
+
+    Raises:
+        ModelError: for a folder that cannot be read.
+    """
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-        model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        self.tokenizer: Any = load_tokenizer(folder)
+        try:
+            model: Any = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        except Exception as e:  # damaged files make the reader fail anywhere
+            raise ModelError(f"{folder}: cannot be read as an encoder ({first_line(e)}).") from None
         self.model = model.to(device).eval().requires_grad_(False)
         self.device = device
         self.longest = _longest(folder, self.model.config.max_position_embeddings)

@@ -22,10 +22,13 @@ from paw.generator.texts import Prompts
 from paw.generator.tokens import Checkpoints
 from paw.models.load import Runtime
 from paw.store import Preempted, Watch, replacing, stop
+from paw.training.batches import order, per_epoch
+from paw.training.optimizer import scheduled
 
 LAST = "last.ckpt"
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 FLOOR = 1e-12
+APART = 100003  # between seeds, so that no epoch of one has the order of another's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,7 @@ class _Training:
         self.train = [p for p in plan.pairs if p.role == TRAIN]
         self.val = [p for p in plan.pairs if p.role == VAL]
         self.size = min(c.batch_size, len(self.train))
-        self.per_epoch = len(self.train) // self.size
+        self.per_epoch = per_epoch(len(self.train), self.size)
         self.truth = {
             j: plan.checkpoints[j] for j in {p.checkpoint for p in (*self.train, *self.val)}
         }
@@ -224,16 +227,15 @@ class _Training:
 
     def _order(self) -> list[list[Pair]]:
         """An epoch's batches."""
-        draw = torch.Generator().manual_seed(self.plan.fit.seed * 100003 + self.epoch)
-        order = torch.randperm(len(self.train), generator=draw).tolist()
+        shuffled = order(len(self.train), self.plan.fit.seed * APART, self.epoch)
         return [
-            [self.train[i] for i in order[at * self.size : (at + 1) * self.size]]
+            [self.train[i] for i in shuffled[at * self.size : (at + 1) * self.size]]
             for at in range(self.per_epoch)
         ]
 
     def _step(self, number: int, chosen: Sequence[Pair]) -> None:
         c, total = self.plan.fit, self.plan.fit.epochs * self.per_epoch
-        rate = c.lr * _schedule(number, total, c.warmup_ratio)
+        rate = c.lr * scheduled("cosine", c.warmup_ratio, number, total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(hash((c.seed, number)) & 0x7FFFFFFF)  # what dropout draws
@@ -330,11 +332,3 @@ class _Training:
 
 def _held(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
-
-
-def _schedule(step: int, total: int, warmup_ratio: float) -> float:
-    """A cosine to 0, after a linear beginning."""
-    warm = round(total * warmup_ratio)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from paw.errors import AdapterError, DataError
 from paw.generator.checkpoints import write_folder
 from paw.generator.encoder import Encoder
 from paw.generator.generator import Generator
-from paw.generator.groups import TRAIN, Group, lines_of, texts_of
+from paw.generator.groups import TEST, TRAIN, Group, lines_of, read_rows
 from paw.generator.texts import Prompts
 from paw.generator.tokens import Checkpoints
 from paw.models.adapters import stamp
@@ -37,7 +37,6 @@ GENERATED, OWN = "generated", "own"
 class GenerateStage:
     how: str = GENERATED  # or a control
     tasks: list[str] = field(default_factory=list)  # of held-out prompts: an adapter for each
-    role: str = "test"
     prompt: str | None = None
     form: str = ""  # of a user's file: lines or jsonl
     seed: int = 0
@@ -133,23 +132,13 @@ def _asked(file: Path, form: str) -> dict[str, list[str]]:
     Raises:
         DataError: for a file without any, or a row that is none.
     """
-    out: dict[str, list[str]] = {}
-    for number, line in enumerate(lines_of(file), 1):
-        if not line.strip():
-            continue
-        texts, name = [line.strip()], f"prompt_{len(out):04d}"
-        if form == "jsonl":
-            try:
-                texts = texts_of(json.loads(line))
-            except (ValueError, KeyError, AttributeError, TypeError) as e:
-                raise DataError(
-                    f'{file}, line {number}: is no prompt ({e}). Write {{"texts": [...]}}, or '
-                    '{"prompt": "..."}.'
-                ) from None
-        out[name] = texts
-    if not out:
+    if form == "jsonl":
+        sets = [list(group.texts) for group in read_rows(file, TEST)]
+    else:
+        sets = [[line.strip()] for line in lines_of(file) if line.strip()]
+    if not sets:
         raise DataError(f"{file}: holds no prompt. Write one a line.")
-    return out
+    return {f"prompt_{number:04d}": texts for number, texts in enumerate(sets)}
 
 
 def _held(config: GenerateStage, inputs: Mapping[str, Input]) -> Wanted:
@@ -157,7 +146,7 @@ def _held(config: GenerateStage, inputs: Mapping[str, Input]) -> Wanted:
     prompts = Prompts(inputs["texts"].path)
     first: dict[str, int] = {}
     for i, group in enumerate(prompts.groups):
-        if group.role == config.role:
+        if group.role == TEST:
             first.setdefault(group.task, i)
     tasks = config.tasks
     if len(tasks) == 1 and first:  # prompts of one data set, whatever they call it
@@ -254,8 +243,3 @@ class _Maker:
 
 def _unit(vector: Any) -> Any:
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
-
-
-def names_of(folder: Path) -> Sequence[str]:
-    """The adapters in a folder that `generate` wrote."""
-    return sorted(json.loads((folder / FIGURES).read_text()))

@@ -116,7 +116,7 @@ def read_groups(folder: Path) -> list[Group]:
         DataError: naming file and line, for what is no group of texts.
     """
     if (folder / ALL).is_file():
-        return _read(folder / ALL, TRAIN)
+        return read_rows(folder / ALL, TRAIN)
     found = [g for role in ROLES if (folder / FILES[role]).is_file() for g in _of(folder, role)]
     if not any(g.role == TRAIN for g in found) or not any(g.role == VAL for g in found):
         raise DataError(
@@ -127,19 +127,11 @@ def read_groups(folder: Path) -> list[Group]:
 
 
 def _of(folder: Path, role: str) -> list[Group]:
-    return [replace(g, role=role) for g in _read(folder / FILES[role], role)]
+    return [replace(g, role=role) for g in read_rows(folder / FILES[role], role)]
 
 
-def texts_of(row: Any) -> list[str]:
-    """The texts of a row {texts} or {prompt}.
-
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: for one that has none.
-    """
-    texts = row.get("texts") or [row.get("prompt") or row["text"]]
-    if not isinstance(texts, list) or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise ValueError("texts are a list of texts that are not empty")
-    return texts
+def _is_text(found: Any) -> bool:
+    return isinstance(found, str) and bool(found.strip())
 
 
 def lines_of(file: Path) -> list[str]:
@@ -153,14 +145,23 @@ def lines_of(file: Path) -> list[str]:
         raise DataError(f"{file}: is no text in UTF-8 ({e}).") from None
 
 
-def _read(file: Path, role: str) -> list[Group]:
+def read_rows(file: Path, role: str) -> list[Group]:
+    """The groups of a file, a row a line.
+
+    Raises:
+        DataError: naming file and line, for what is no group of texts.
+    """
     out = []
     for number, line in enumerate(lines_of(file), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            texts = texts_of(row)
+            texts = row.get("texts") or [row.get("prompt") or row["text"]]
+            if not isinstance(texts, list) or not all(
+                isinstance(t, str) and t.strip() for t in texts
+            ):
+                raise ValueError("texts are a list of texts that are not empty")
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise DataError(
                 f'{file}, line {number}: is no prompt ({e}). Write {{"texts": [...]}}, or '

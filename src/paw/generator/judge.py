@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paw.evaluation.records import read_records
-from paw.evaluation.statistics import RESAMPLES, holm, mcnemar
+from paw.evaluation.statistics import RESAMPLES, Vector, holm, mcnemar, resampled_means
 from paw.generator.config import CONTROLS
 from paw.generator.generate import FIGURES, GENERATED, OWN
 from paw.store import Input, Stage, Watch, write_text
@@ -37,7 +37,6 @@ NAMES = {
 }
 ORDER = [BASE, OWN, *(k for k in NAMES if k not in (BASE, OWN, GENERATED)), GENERATED]
 assert CONTROLS.keys() <= NAMES.keys()
-Vector = NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
@@ -105,7 +104,7 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
             mine.setdefault(record["id"], []).append(bool(record["correct"]))
     tasks = sorted(found[GENERATED])
     systems = {s: System({t: found[s][t] for t in tasks}) for s in ORDER if s in found}
-    seeds = len({seed for _, _, seed in config.evaluated.values() if seed})
+    seeds = len({seed for _, _, seed in config.evaluated.values()})
     drawn = _drawn(systems)
     base, own, mean = (systems[s].right for s in (BASE, OWN, MEAN))
     gap_low = np.percentile(drawn[OWN] - drawn[BASE], 2.5)
@@ -131,23 +130,22 @@ def judge(config: JudgeStage, inputs: Mapping[str, Input], out: Path, watch: Wat
         rows[name] = {k: float(v) for k, v in row.items()} | figures.get(name, {})
     write_text(out / TABLE, json.dumps(rows, indent=1))
     made = rows[GENERATED]
-    ends = (made.get("share_low"), made.get("share_high"))
     low, high = np.percentile(drawn[GENERATED] - drawn[MEAN], [2.5, 97.5])
-    above = adjusted[GENERATED] < LEVEL and not low <= 0 <= high
-    sign = 1 if made["gained"] > made["lost"] else -1
-    result = JudgeResult(
+    told_apart = adjusted[GENERATED] < LEVEL and not low <= 0 <= high
+    verdict = 0 if not told_apart else 1 if low > 0 else -1
+    questions = len(base)
+    return JudgeResult(
         tasks=len(tasks),
-        questions=len(base),
-        seeds=max(1, seeds),
+        questions=questions,
+        seeds=seeds,
         eligible=eligible,
         recovered=made.get("share"),
-        low=ends[0],
-        high=ends[1],
-        verdict=sign if above else 0,
+        low=made.get("share_low"),
+        high=made.get("share_high"),
+        verdict=verdict,
         table=_table(rows),
-        text=_text(rows, eligible, sign if above else 0, len(tasks), len(base), max(1, seeds)),
+        text=_text(rows, eligible, verdict, len(tasks), questions, seeds),
     )
-    return result
 
 
 def _test(mean: System, other: System) -> tuple[int, int, float]:
@@ -175,17 +173,11 @@ def _flipped(signs: Vector, difference: Vector) -> NDArray[np.bool_]:
 
 
 def _drawn(systems: Mapping[str, System]) -> dict[str, Vector]:
-    """Bootstrap means of all systems, resampled together."""
-    rng = np.random.default_rng(0)
-    first = next(iter(systems.values()))
-    clusters = int(first.cluster.max()) + 1
-    drawn = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=RESAMPLES)
-    out = {}
-    for name, system in systems.items():
-        sums = np.bincount(system.cluster, system.right, clusters)
-        counts = np.bincount(system.cluster, minlength=clusters)
-        out[name] = (drawn @ sums) / (drawn @ counts)
-    return out
+    """Bootstrap means of all systems, resampled together: of each cluster its sum and its size."""
+    sums = [np.bincount(s.cluster, s.right) for s in systems.values()]
+    sizes = np.bincount(next(iter(systems.values())).cluster)
+    means = resampled_means(np.stack([*sums, sizes.astype(np.float64)], axis=1))
+    return {name: means[:, i] / means[:, -1] for i, name in enumerate(systems)}
 
 
 def _figures(config: JudgeStage, inputs: Mapping[str, Input]) -> dict[str, dict[str, float]]:

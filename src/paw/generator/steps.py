@@ -118,7 +118,7 @@ class Chain(Generic[C]):
         """Prompts: a prepared folder, or groups of the data's examples."""
         g, c = self.g, self.c
         if g.prompts:
-            return _source("generator.prompts", _folder("generator.prompts", g.prompts))
+            return Source.at("generator.prompts", _folder("generator.prompts", g.prompts), True)
         inputs: dict[str, Node | View] = {}
         if g.tasks:
             for name, dataset in self.tasks.items():
@@ -245,7 +245,7 @@ class Chain(Generic[C]):
                     f"generator.path: {folder} is no generator: it has no {ABOUT}. Give what "
                     "task=generator_train has left, as outputs/runs/…/generator_0."
                 )
-            return _source("generator.path", folder)
+            return Source.at("generator.path", folder, folder=True)
         inputs: dict[str, Node | View] = {
             "texts": self.texts,
             "tokens": self.tokens,
@@ -306,7 +306,7 @@ class Chain(Generic[C]):
                     f"generator.input: {path} is no file. Give a text with a prompt a line, or "
                     "rows of texts (.jsonl)."
                 )
-            inputs["prompts"] = _source("generator.input", path)
+            inputs["prompts"] = Source.at("generator.input", path)
             form = "jsonl" if path.suffix == ".jsonl" else "lines"
         elif g.prompt is None:
             raise ConfigError(
@@ -335,14 +335,13 @@ class Chain(Generic[C]):
     def evaluations(self) -> dict[tuple[str, str], Step[Any]]:
         """By system and task."""
         found: dict[tuple[str, str], Step[Any]] = {}
-        made = {how: self.generated(how) for how in (GENERATED, *self._controls)}
         for task in self.held:
             c = self.on(self.tasks[task])
             adapters: Mapping[str, Node | View | None] = {
                 BASE: None,
                 OWN: self.own[task],
                 **({"start": self.start} if self.start is not None else {}),
-                **{how: inside(step, file_name(task)) for how, step in made.items()},
+                **{how: inside(step, file_name(task)) for how, step in self.made.items()},
             }
             for system, adapter in adapters.items():
                 found[system, task] = evaluate(c, self.base, adapter, f"{system}, {task}")
@@ -355,7 +354,9 @@ class Chain(Generic[C]):
         trail = self.start is None and not self.g.tasks
         return [how for how in wanted if how != "last" or trail]
 
+    @cached_property
     def made(self) -> dict[str, Step[Any]]:
+        """By how they come about: generated, and every control."""
         return {how: self.generated(how) for how in (GENERATED, *self._controls)}
 
 
@@ -367,7 +368,7 @@ def judged(chains: list[Chain[C]]) -> Step[Any]:
         for (system, task), step in chain.evaluations().items():
             name = f"{system} {task} {chain.seed}"
             inputs[name], evaluated[name] = step, [system, task, str(chain.seed)]
-        for how, step in chain.made().items():
+        for how, step in chain.made.items():
             name = f"made {how} {chain.seed}"
             inputs[name], made[name] = step, [how, str(chain.seed)]
     config = JudgeStage(evaluated=evaluated, made=made)
@@ -381,7 +382,7 @@ def chains(c: C) -> list[Chain[C]]:
 def _held_in(store: Store, folder: Path) -> Input:
     """A folder of adapters by the files that are read of it, whatever their endings."""
     files = contents([c.path for c in find_checkpoints(folder)])
-    held = {str(f.relative_to(folder)): store.content(f) for f in files.values()}
+    held = {str(f.relative_to(folder)): store.content(f) for f in files}
     return Input(folder, digest(held))
 
 
@@ -403,15 +404,6 @@ def _folder(key: str, text: str) -> Path:
     return path
 
 
-def _source(key: str, path: Path) -> Source:
-    return Source(
-        name=f"{key} {path}",
-        described=[key, str(path)],
-        finder=lambda: path if path.exists() else None,
-        getter=lambda watch: path,
-    )
-
-
 def _adapters(key: str, text: str) -> Source:
     """A folder of adapters from elsewhere."""
     path = _folder(key, text)
@@ -419,10 +411,4 @@ def _adapters(key: str, text: str) -> Source:
     def look(store: Store) -> str:
         return f"{len(find_checkpoints(path))} adapters in {path}"
 
-    return Source(
-        name=f"{key} {path}",
-        described=[key, str(path)],
-        finder=lambda: path,
-        getter=lambda watch: path,
-        checks=[Check(name=key, look=look)],
-    )
+    return Source.at(key, path, folder=True, checks=[Check(name=key, look=look)])

@@ -68,6 +68,22 @@ class Source:
     def identity(self) -> str:
         return digest(self.described)
 
+    @classmethod
+    def at(cls, key: str, path: Path, folder: bool = False, checks: Sequence[Check] = ()) -> Source:
+        """What a user has named by a path: a file, or a folder.
+
+        Args:
+            key: the configuration's, for people.
+        """
+        there = path.is_dir if folder else path.is_file
+        return cls(
+            name=f"{key} {path}",
+            described=[key, str(path)],
+            finder=lambda: path if there() else None,
+            getter=lambda watch: path,
+            checks=checks,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class View:

@@ -165,7 +165,7 @@ def read_adapter(folder: Path, magnitudes: bool = False) -> dict[str, Factors]:
                 "it without."
             )
     pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in _finite_tensors(folder):
+    for key, value in finite_tensors(folder):
         if magnitudes and MAGNITUDE.search(key):
             continue
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
@@ -194,7 +194,7 @@ def read_adapter(folder: Path, magnitudes: bool = False) -> dict[str, Factors]:
 
 def read_magnitudes(folder: Path) -> dict[str, torch.Tensor]:
     """Of DoRA the length of every row of W + ΔW (out, float32), by module name."""
-    found = {key: value for key, value in _finite_tensors(folder) if MAGNITUDE.search(key)}
+    found = {key: value for key, value in finite_tensors(folder) if MAGNITUDE.search(key)}
     return {
         MAGNITUDE.sub("", key).removeprefix(PREFIX): value.float().flatten()
         for key, value in found.items()
@@ -204,7 +204,7 @@ def read_magnitudes(folder: Path) -> dict[str, torch.Tensor]:
 def _triplets(folder: Path, config: Mapping[str, Any]) -> dict[str, Factors]:
     """AdaLoRA's ΔW = α/r₀ · B·diag(E)·A, r₀ the rank that it began with (as PEFT scales it)."""
     parts: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in _finite_tensors(folder):
+    for key, value in finite_tensors(folder):
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([ABE])", key)
         if not match:
             raise AdapterError(
@@ -320,7 +320,7 @@ def attach(model: Any, folder: Path, base: str) -> Any:
     check_base(folder, base)
     read_config(folder)
     linears = {n: m for n, m in model.named_modules() if hasattr(m, "in_features")}
-    for key, value in _finite_tensors(folder):
+    for key, value in finite_tensors(folder):
         match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])(\.weight)?", key)
         if not match or "embed" in match[1]:
             continue
@@ -402,7 +402,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def finite_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """An adapter's tensors by name.
 
     Raises:

@@ -214,10 +214,4 @@ def _file(key: str, text: str) -> Source:
             raise ConfigError(f"{key}: {path} is no file. Give a text with a prompt a line.")
         return str(path)
 
-    return Source(
-        name=f"{key} {path}",
-        described=[key, str(path)],
-        finder=lambda: path if path.is_file() else None,
-        getter=lambda watch: path,
-        checks=[Check(name=key, look=look)],
-    )
+    return Source.at(key, path, checks=[Check(name=key, look=look)])

@@ -3,16 +3,15 @@ evaluated, in the form that the hub reads."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from paw.models.adapters import BIRTH, CONFIG
+from paw.models.adapters import CONFIG, birth, read_config
 from paw.store import write_text
-from paw.text import markdown_table
+from paw.text import figure, markdown_table
 
 CARD = "README.md"
 WHAT = {
@@ -42,9 +41,7 @@ def write_card(folder: Path, *, name: str, about: Mapping[str, Any], rows: Seque
 
 
 def _head(folder: Path, name: str) -> str:
-    config = json.loads((folder / CONFIG).read_text())
-    file = folder / BIRTH
-    said: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    config, said = read_config(folder), birth(folder)
     base, kind = config.get("base_model_name_or_path"), str(config.get("peft_type", "")).lower()
     facts = {"base_model": base, "library_name": "peft", "tags": ["paw", *[kind][: bool(kind)]]}
     front = yaml.safe_dump({k: v for k, v in facts.items() if v}, sort_keys=False)
@@ -73,10 +70,10 @@ def _evaluation(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> 
         [
             row["system"],
             str(row["n"]),
-            _number(row.get("accuracy"), ".3f"),
+            figure(row.get("accuracy"), ".3f"),
             _span(row, "low", "high", ".3f"),
-            _number(row.get("loss"), ".3f"),
-            _number(row.get("gap_recovered"), "+.2f"),
+            figure(row.get("loss"), ".3f"),
+            figure(row.get("gap_recovered"), "+.2f"),
             _span(row, "gap_low", "gap_high", "+.2f"),
         ]
         for row in rows
@@ -88,11 +85,7 @@ def _made(about: Mapping[str, Any]) -> str:
     return f"Made by paw {about['paw']}:\n\n    {about['command']}"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
-
-
 def _span(row: Mapping[str, Any], low: str, high: str, form: str) -> str:
     if row.get(low) is None:
         return "–"
-    return f"{_number(row[low], form)} to {_number(row.get(high), form)}"
+    return f"{figure(row[low], form)} to {figure(row.get(high), form)}"

@@ -193,7 +193,6 @@ class Store:
         unfinished = _begun(key) if stage.resumes else None
         if kept is not None and not stage.keeps:  # what comes needs the memory
             kept.release()
-            free_memory()
         note = journal.Note(self.root, stage=stage.name, key=key.value[:16])
         note.write("began")
         try:
@@ -225,7 +224,9 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)  # failures are never results
             raise
         finally:
-            free_memory()
+            # half a second once the libraries are loaded: for nothing where the model stays
+            if not stage.keeps:
+                free_memory()
         return _artifact(stage, final, manifest, reused=False)
 
     @property

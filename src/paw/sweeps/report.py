@@ -20,7 +20,7 @@ from paw.sweeps.best import Answer, answers
 from paw.sweeps.folder import Job, Sweep, read
 from paw.sweeps.systems import systems, without_transfer
 from paw.sweeps.table import Cells, Row, last, numbers, rows, shown, state_of
-from paw.text import markdown_table
+from paw.text import figure, markdown_table
 
 WIDTH = 100  # of the terminal's page
 NAMED = 6  # methods that are named; of more their number
@@ -228,18 +228,14 @@ def _cells(row: Row) -> Cells:
         **{last(key): shown(value) for key, value in row.keys.items()},
         "method": row.short + several,
         "state": row.state,
-        "base": _number(row.base_accuracy, ".3f"),
-        "transferred": _number(row.accuracy, ".3f"),
-        "own": _number(row.own_accuracy, ".3f"),
+        "base": figure(row.base_accuracy, ".3f"),
+        "transferred": figure(row.accuracy, ".3f"),
+        "own": figure(row.own_accuracy, ".3f"),
         "gap recovered": str(row.share),
         "by likelihood": str(row.by_likelihood),
-        "coverage": _number(row.coverage, ".0%"),
-        "seconds": _number(row.seconds, ".1f"),
+        "coverage": figure(row.coverage, ".0%"),
+        "seconds": figure(row.seconds, ".1f"),
     }
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
 
 
 def _systems(sweep: Sweep) -> str:

@@ -32,7 +32,7 @@ def build(c: Config) -> Outline:
     return Outline(
         label=f"generator_{c.source.name}",
         # adapters first, so that the base then stays in memory for all evaluations
-        first=[step for chain in every for step in chain.made().values()] + [table],
+        first=[step for chain in every for step in chain.made.values()] + [table],
         comparisons=[Says(step=table)],
-        adapters={f"generated_{chain.seed}": chain.made()["generated"] for chain in every},
+        adapters={f"generated_{chain.seed}": chain.made["generated"] for chain in every},
     )

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from omegaconf import MISSING
 
 from paw.errors import ConfigError
-from paw.generator.config import GeneratorConfig
 from paw.generator.steps import Chain, Generates
 from paw.graph import Node
-from paw.launch.outline import Outline, Says, adapter_folder
+from paw.launch.outline import Outline, Says, adapter_folder, numbered
 from paw.models.config import ModelConfig
 from paw.models.steps import base
 from paw.transfer.steps import Transfers, methods, real_transfer, transfer
@@ -20,7 +19,6 @@ from paw.transfer.steps import Transfers, methods, real_transfer, transfer
 @dataclass
 class Config(Generates, Transfers):
     target: ModelConfig = MISSING
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,14 +34,14 @@ def build(c: Config) -> Outline:
     adapters: dict[str, Node] = {"generated": made}
     says = [Says(step=made)]
     if c.generator.transfer:
-        target = base(c, c.target)
-        for method in methods(c):
-            moved = transfer(c, made, chain.base, target, method)
-            adapters[adapter_folder(method.method)] = moved
-            says.append(Says(step=real_transfer(moved)))
+        target, chosen = base(c, c.target), methods(c)
+        moved = [transfer(c, made, chain.base, target, method) for method in chosen]
+        names = numbered([method.method for method in chosen])
+        adapters |= zip(map(adapter_folder, names), moved, strict=True)
+        says.append(Says(step=real_transfer(moved[0])))
     return Outline(
         label=f"generate_{chain.base.name}",
         first=list(adapters.values()),
-        comparisons=says[:2],
+        comparisons=says,
         adapters=adapters,
     )

@@ -26,10 +26,15 @@ def optimizer_of(
 
 
 def learning_rate(c: TrainConfig, step: int, steps: int) -> float:
-    """Of a step, from 0: a linear warmup, then the schedule down to 0 at the last."""
-    warmup = round(c.warmup_ratio * steps)
+    return c.lr * scheduled(c.schedule, c.warmup_ratio, step, steps)
+
+
+def scheduled(schedule: str, warmup_ratio: float, step: int, steps: int) -> float:
+    """Of a step, from 0, its share of the rate: a linear warmup, then the schedule down to 0 at the
+    last."""
+    warmup = round(warmup_ratio * steps)
     if step < warmup:
-        return c.lr * ((step + 1) / warmup)
+        return (step + 1) / warmup
     left = 1 - (step - warmup) / max(1, steps - warmup)
     cosine = 0.5 * (1 - math.cos(math.pi * left))
-    return c.lr * {"constant": 1.0, "linear": left, "cosine": cosine}[c.schedule]
+    return {"constant": 1.0, "linear": left, "cosine": cosine}[schedule]

@@ -62,7 +62,8 @@ def train(
     if c.train.val_every is not None:
         inputs["val_rows"] = encode(c, base, _val_split(c), c.train.val_limit)
     if runtime.deepspeed is not None:
-        inputs["deepspeed"] = _file("hardware.deepspeed", Path(runtime.deepspeed))
+        # check_training says what is wrong with it
+        inputs["deepspeed"] = Source.at("hardware.deepspeed", Path(runtime.deepspeed))
     config = TrainStage(
         adapter=replace(c.adapter, path=None),
         train=c.train,
@@ -181,13 +182,3 @@ def _val_split(c: Trains) -> str:
             "'dataset.val_split=\"train[95%:]\"'."
         )
     return c.dataset.val_split
-
-
-def _file(key: str, path: Path) -> Source:
-    """A user's own file; check_training says what is wrong with it."""
-    return Source(
-        name=f"{key} {path}",
-        described=[key, str(path)],
-        finder=lambda: path if path.is_file() else None,
-        getter=lambda watch: path,
-    )
