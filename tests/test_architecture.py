@@ -31,6 +31,7 @@ ORDER = [
     "launch",
     "cli",
     "sweeps",
+    "serve",
     "tasks",
     "api",
     "run",

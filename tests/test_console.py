@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +16,7 @@ from paw.cli.compose import compose_config
 from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
 from paw.console import Console
 from paw.errors import ConfigError
+from paw.graph import Step
 from paw.tracking import open_trackers
 
 
@@ -41,6 +46,53 @@ def test_a_failure_is_in_the_log_with_its_traceback(
         console.note_failure(e)
     assert "Traceback" in (tmp_path / "run.log").read_text()
     assert "Traceback" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "shown"),
+    [
+        ("quiet", {"warning", "failed", "result"}),
+        ("normal", {"warning", "failed", "result", "step"}),
+        ("verbose", {"warning", "failed", "result", "step", "Traceback", "deprecated"}),
+    ],
+)
+def test_a_quiet_one_says_less_and_a_verbose_one_more(
+    verbosity: str, shown: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(verbosity)
+    console.keep(tmp_path / "run.log")
+    step = SimpleNamespace(name="train")
+    console.say("a step")
+    console.warn("a warning")
+    logging.getLogger("paw").info("a result")
+    logging.getLogger("py.warnings").warning("deprecated")  # as logging.captureWarnings does
+    try:
+        raise ValueError("broken")
+    except ValueError as e:
+        console.failed(cast("Step[Any]", step), e)
+    everything = {"warning", "failed", "result", "step", "Traceback", "deprecated"}
+    text, kept = capsys.readouterr().out, (tmp_path / "run.log").read_text()
+    assert {word for word in everything if word in text} == shown
+    assert all(word in kept for word in everything)
+    assert pickle.loads(pickle.dumps(console)).verbosity == verbosity
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_states_have_colours_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(stream: io.StringIO) -> str:
+        Console(stream=stream).warn("computed elsewhere")
+        return stream.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert said(Terminal()) == "      \033[33mWarning\033[0m: computed elsewhere\n"
+    assert said(io.StringIO()) == "      Warning: computed elsewhere\n"
+    monkeypatch.setenv("NO_COLOR", "")
+    assert said(Terminal()) == "      Warning: computed elsewhere\n"
 
 
 def test_swanlab_is_offline_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

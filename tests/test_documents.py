@@ -1,9 +1,12 @@
-"""The documents: every command in them composes, every link leads somewhere."""
+"""The documents: every command in them composes, every link leads somewhere, and what is made of
+the code is what the code says."""
 
 from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +40,8 @@ def commands(text: str) -> Iterator[list[str]]:
 def found() -> list[tuple[str, str]]:
     out = []
     for file in DOCUMENTS:
-        if file.name != "gpu.md":  # scripts/gpu.py writes it, of commands that it runs
+        # scripts/gpu.py and scripts/transcripts.py run the commands of these
+        if file.name not in ("gpu.md", "tasks.md"):
             for arguments in commands(file.read_text(encoding="utf-8")):
                 out.append((file.name, shlex.join(arguments)))
     return list(dict.fromkeys(out))
@@ -89,3 +93,42 @@ def test_every_link_leads_somewhere(file: Path) -> None:
             heads = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
             known = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
             assert anchor in known, f"{file.name}: {target}"
+
+
+def test_the_reference_of_keys_is_made_of_the_code() -> None:
+    made = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "reference.py")],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    held = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert held == made, "python scripts/reference.py > docs/configuration.md"
+    for key in ("train.lr", "transfer.method", "hardware.precision", "tracker.csv.file"):
+        assert f"| `{key}` " in made
+    # words of a comment beside a field, of one above it, and what its class allows
+    assert "examples per step and device" in made
+    assert "passes over the data; decides instead of max_steps" in made
+    assert "`auto`, `float32`, `bfloat16`, `float16`" in made
+
+
+@pytest.mark.slow
+def test_every_task_prints_what_its_page_says() -> None:
+    """All commands of docs/tasks.md, in their order; what they print is not compared: times are in
+    it."""
+    script = [sys.executable, str(ROOT / "scripts" / "transcripts.py"), "--check"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def test_a_transcript_is_made_of_what_is_run(tmp_path: Path) -> None:
+    from transcripts import ran
+
+    text = "before\n```console\n$ A=three\n$ echo $A; seq 40\nold\n```\nafter\n"
+    [(before, now)] = ran(text, tmp_path)
+    assert before in text
+    lines = now.splitlines()
+    assert lines[:5] == ["```console", "$ A=three", "$ echo $A; seq 40", "three", "1"]
+    assert "…" in lines
+    assert "old" not in lines
+    assert lines[-2:] == ["40", "```"]
+    with pytest.raises(RuntimeError, match="false"):
+        list(ran("```console\n$ false\n```\n", tmp_path))

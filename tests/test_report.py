@@ -19,11 +19,12 @@ from paw.evaluation.result import EvaluateResult
 from paw.evaluation.statistics import Gap, interval, standard_error
 from paw.report.claims import Claim, Effect, Recovered, beside, comparisons_of, judge, recovered_by
 from paw.report.compare import compare
-from paw.report.files import Report, row, write
+from paw.report.files import Report, found, row, summarise, write
 from paw.report.model import StepRow, System
 from paw.report.records import file_names, publish, read_run
 from paw.report.sentences import sentences
 from paw.report.tables import EXTRA, steps_section, table
+from paw.report.verdict import verdict
 from paw.store import Artifact
 from test_compare import Z95, records
 
@@ -356,6 +357,7 @@ def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
         steps=STEPS,
     )
     write(tmp_path, report)
+    summarise(tmp_path, report, {"Systems": "figures/systems.png"})
     found = json.loads((tmp_path / "results.json").read_text())
     assert list(found) == ["title", "command", "seed", "said", "systems", "steps"]
     said = ["Warning: mind", "Unfinished: no room.", *sentences(claims)]
@@ -376,17 +378,52 @@ def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
         rows = list(csv.DictReader(f))
     assert [(r["system"], float(r["accuracy"])) for r in rows] == [("one", 0.45), ("other", 0.15)]
     text = (tmp_path / "summary.md").read_text()
-    assert text.startswith("# t\n\n    paw x=1\n\n- seed: 7\n\n| system")
+    head = "# t\n\n**Unfinished: no room.**\n\n    paw x=1\n\n- seed: 7\n\n| system"
+    assert text.startswith(head)
+    assert "\n\n## Figures\n\n![Systems](figures/systems.png)\n\n" in text
     assert table([one, other], claims) in text
     assert "\n- Warning: mind\n- Unfinished: no room.\n- one: a gain over other," in text
     assert text.endswith(f"\n\n## Steps\n\n{steps_section(STEPS)}\n")
 
 
 def test_a_run_without_systems_has_its_steps(tmp_path: Path) -> None:
-    write(tmp_path, Report(title="transfer", command="c", about={}, steps=STEPS))
+    report = Report(title="transfer", command="c", about={}, steps=STEPS)
+    write(tmp_path, report)
+    summarise(tmp_path, report, {})
     assert (tmp_path / "summary.md").read_text().startswith("# transfer\n\n    c\n\n## Steps\n\n")
     assert json.loads((tmp_path / "results.json").read_text())["systems"] == []
     assert not (tmp_path / "results.csv").exists()
+
+
+def test_the_verdict_is_one_sentence_with_its_interval(tmp_path: Path) -> None:
+    one, other = right(tmp_path, "target + one", 90), right(tmp_path, "other", 30)
+    claims = [recovered(one, 0.6, 0.5, 0.75), Effect(one, compare(one, other))]
+
+    def said(*claims: Claim, remarks: Sequence[str] = ()) -> str:
+        return verdict(
+            found(
+                Report(
+                    title="t", command="c", about={}, systems=[other, one], records=["a", "b"],
+                    claims=claims, remarks=remarks,
+                )
+            )
+        )  # fmt: skip
+
+    assert said(*claims) == "one recovers 60 % [50 %, 75 %] of the gap."
+    assert said(*claims, remarks=["Unfinished: no room."]) == "Unfinished: no room."
+    assert said(claims[1]).startswith("target + one: a gain over other, +0.300 accuracy")
+    assert said(remarks=["It merged. And more."]) == "It merged."
+    assert said() == ""
+
+
+def test_a_table_leaves_out_what_says_least_where_it_is_too_wide(tmp_path: Path) -> None:
+    found = [right(tmp_path, "one", 90), right(tmp_path, "other", 30)]
+    whole, narrow = table(found, []), table(found, [], 100)
+    heads = [cell.strip() for cell in narrow.partition("\n")[0].strip("|").split("|")]
+    assert max(map(len, narrow.splitlines())) <= 100 < len(whole.partition("\n")[0])
+    assert heads[:2] == ["system", "accuracy"]
+    assert "gap recovered" in heads
+    assert "GPU MiB" not in heads
 
 
 def test_records_come_back_from_a_run(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from paw.config.common import RunConfig
 
 
+SHORT = {"-q": "verbosity=quiet", "-v": "verbosity=verbose"}
+
+
 def entry() -> None:
     """Answers --help without Hydra; checks a command line before anything heavy is imported; then
     runs it."""
@@ -78,6 +81,7 @@ def checked(argv: list[str]) -> Command:
     def refuse(message: str) -> NoReturn:
         raise ConfigError(f"{message}. See python -m paw.run --help.")
 
+    argv = [SHORT.get(a, a) for a in argv]
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign, assignment]
     args = parser.parse_args(argv)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+WIDTH = 100  # characters of a page for the terminal
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -14,6 +16,31 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def table_within(
+    rows: Sequence[Mapping[str, str]],
+    width: int | None,
+    spare: Sequence[str],
+    columns: Sequence[str] | None = None,
+) -> str:
+    """Rows by their heads. Of what is wider than so many characters, columns are left out.
+
+    Args:
+        spare: the columns that may go, the first of them first.
+        columns: all of the first row unless said.
+    """
+    kept = list(columns or rows[0])
+
+    def made() -> str:
+        return markdown_table([kept, *([row[c] for c in kept] for row in rows)])
+
+    text = made()
+    for name in spare:
+        if width and len(text.partition("\n")[0]) > width and name in kept:
+            kept.remove(name)
+            text = made()
+    return text
 
 
 def figure(value: float | None, form: str) -> str:

@@ -1,25 +1,47 @@
-"""Experiment trackers: SwanLab, W&B, TensorBoard, any of them at once. None may ask a question or
-stop a run."""
+"""Experiment trackers: SwanLab, W&B, TensorBoard, a CSV file, any of them at once. None may ask a
+question or stop a run."""
 
 from __future__ import annotations
 
+import csv
 import logging
 import os
+import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
+import yaml
+
+from paw.config.trackers import (
+    CsvConfig,
+    SwanLabConfig,
+    TensorBoardConfig,
+    TrackerConfig,
+    WandbConfig,
+)
 from paw.errors import ConfigError
 from paw.text import first_line
 
 log = logging.getLogger("paw")
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a run leaves: a tracker shows as much of it as it can."""
+
+    summary: str  # Markdown
+    figures: Mapping[str, Path]  # PNG files by their titles
+    page: Path | None  # report.html
+
+
 class Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None: ...
+    def keep(self, left: Left) -> None: ...
     def finish(self) -> None: ...
 
 
@@ -34,6 +56,7 @@ def open_trackers(config: TrackerConfig, run_dir: Path, settings: dict[str, Any]
         ("swanlab", config.swanlab, _SwanLab),
         ("wandb", config.wandb, _Wandb),
         ("tensorboard", config.tensorboard, _TensorBoard),
+        ("csv", config.csv, _Csv),
     ]
     chosen = [one for one in starts if one[1] is not None]
     for name, _, _ in chosen:  # before any of them has begun
@@ -59,6 +82,10 @@ class _All:
         for tracker in self._trackers:
             tracker.log(values, step)
 
+    def keep(self, left: Left) -> None:
+        for tracker in self._trackers:
+            tracker.keep(left)
+
     def finish(self) -> None:
         for tracker in self._trackers:
             tracker.finish()
@@ -74,6 +101,9 @@ class _Guarded:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._try(lambda t: t.log(values, step))
+
+    def keep(self, left: Left) -> None:
+        self._try(lambda t: t.keep(left))
 
     def finish(self) -> None:
         self._try(lambda t: t.finish())
@@ -130,6 +160,10 @@ class _SwanLab:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._swanlab.log(dict(values), step=step)
 
+    def keep(self, left: Left) -> None:
+        shown = {title: self._swanlab.Image(str(file)) for title, file in left.figures.items()}
+        self._swanlab.log({"summary": self._swanlab.Text(left.summary), **shown}, step=0)
+
     def finish(self) -> None:
         self._swanlab.finish()
 
@@ -162,6 +196,17 @@ class _Wandb:
         # logged beside it
         self._run.log({**values, **{f"{key.split('/')[0]}/step": step for key in values}})
 
+    def keep(self, left: Left) -> None:
+        import wandb
+
+        self._run.log({title: wandb.Image(str(file)) for title, file in left.figures.items()})
+        report = wandb.Artifact(f"report-{self._run.id}", type="report")
+        with report.new_file("summary.md", mode="w", encoding="utf-8") as f:
+            f.write(left.summary)
+        if left.page is not None:
+            report.add_file(str(left.page))
+        self._run.log_artifact(report)
+
     def finish(self) -> None:
         self._run.finish()
 
@@ -171,14 +216,45 @@ class _TensorBoard:
         import tensorboard as _  # noqa: F401 - named in the error if it is missing
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(config.dir or str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(config.dir or str(run_dir / "tensorboard"))  # type: ignore[no-untyped-call]
+        text = yaml.safe_dump(settings, sort_keys=False)
+        self._writer.add_text("config", textwrap.indent(text, "    "))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
-            self._writer.add_scalar(key, value, step)  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(key, value, step)
+
+    def keep(self, left: Left) -> None:
+        from matplotlib.image import imread
+
+        self._writer.add_text("summary", left.summary)
+        for title, file in left.figures.items():
+            self._writer.add_image(title, imread(file), dataformats="HWC")
 
     def finish(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
+
+
+class _Csv:
+    """metrics.csv: a line a value, as it comes."""
+
+    def __init__(self, config: CsvConfig, run_dir: Path, settings: dict[str, Any]) -> None:
+        file = Path(config.file or run_dir / "metrics.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file.open("w", newline="", encoding="utf-8")
+        self._lines = csv.writer(self._file)
+        self._lines.writerow(["time", "name", "step", "value"])
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        now = f"{time.time():.3f}"
+        self._lines.writerows([now, name, step, value] for name, value in values.items())
+        self._file.flush()
+
+    def keep(self, left: Left) -> None:
+        pass  # it lies beside them
+
+    def finish(self) -> None:
+        self._file.close()
 
 
 @contextmanager

@@ -465,17 +465,6 @@ def test_a_sweep_runs_every_job_and_shares_stages(tmp_path: Path, paw: Paw) -> N
     assert done.stdout.count("reused    train") == 2
 
 
-def test_trackers_get_the_curve(tmp_path: Path, paw: Paw) -> None:
-    paw(
-        "task=train",
-        "experiment=demo",
-        "train.max_steps=5",
-        "tracker=swanlab",
-        env={"HOME": str(tmp_path)},
-    )
-    assert any(p.is_file() for p in (newest(tmp_path) / "swanlog").rglob("*"))
-
-
 def test_composed_configuration_is_shown_without_running(tmp_path: Path, paw: Paw) -> None:
     done = paw("model@source=llama3_8b", "--cfg", "job", "--resolve")
     assert "meta-llama/Meta-Llama-3-8B-Instruct" in done.stdout

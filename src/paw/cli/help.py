@@ -18,6 +18,8 @@ gain survives?
   python -m paw.run -m model@source=a,b KEY=1,2     a sweep
   python -m paw.run ... --cfg job --resolve         show the composed configuration, run nothing
   python -m paw.run ... 'force=[train]'             run a stage again (train, evaluate, ..., all)
+  python -m paw.run -q ...   -v ...                 results and warnings only; or tracebacks, too
+  eval "$(python -m paw.run -sc install=bash)"      tab completion (bash, zsh, fish)
   python -m paw.run --hydra-help                    Hydra's own options
 
 Choices:

@@ -13,6 +13,8 @@ from paw.errors import ConfigError
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
+VERBOSITY = ("quiet", "normal", "verbose")
+
 
 @dataclass
 class HardwareConfig:
@@ -71,6 +73,7 @@ class RunConfig:
     dispatch: str = "jobs"
     plan: bool = False  # say what would run and what it would cost, and run nothing
     force: list[str] = field(default_factory=list)  # stages to run again, or [all]
+    verbosity: str = "normal"  # quiet (-q): results and warnings; verbose (-v): tracebacks, too
     verify: bool = False  # read artifacts in full, not only what changed in size or time
     seed: int = 0
     name: Optional[str] = None  # of the run folder
@@ -78,3 +81,4 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Rules between groups: a part adds its own, and calls the next."""
         one_of("dispatch", self.dispatch, ("jobs", "steps"))
+        one_of("verbosity", self.verbosity, VERBOSITY)

@@ -10,6 +10,9 @@ from paw.config.checks import one_of
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
 
+SWANLAB = ("auto", "online", "offline", "local", "disabled")
+
+
 @dataclass
 class SwanLabConfig:
     project: str = "paw"
@@ -19,8 +22,7 @@ class SwanLabConfig:
     dir: Optional[str] = None  # null: in the run folder
 
     def __post_init__(self) -> None:
-        modes = ("auto", "online", "offline", "local", "disabled")
-        one_of("tracker.swanlab.mode", self.mode, modes)
+        one_of("tracker.swanlab.mode", self.mode, SWANLAB)
 
 
 @dataclass
@@ -41,9 +43,15 @@ class TensorBoardConfig:
 
 
 @dataclass
+class CsvConfig:
+    file: Optional[str] = None  # null: metrics.csv in the run folder
+
+
+@dataclass
 class TrackerConfig:
     """Any number at once: tracker=[swanlab,tensorboard]."""
 
     swanlab: Optional[SwanLabConfig] = None
     wandb: Optional[WandbConfig] = None
     tensorboard: Optional[TensorBoardConfig] = None
+    csv: Optional[CsvConfig] = None

@@ -1,10 +1,21 @@
-"""The schemas of merge and compress."""
+"""The schemas of merge, compress and push."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
 from paw.config.checks import one_of, within
+
+# ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
+
+
+@dataclass
+class PushConfig:
+    """An adapter's folder to the hub."""
+
+    repo: Optional[str] = None  # owner/name; it is made where there is none
+    private: bool = True  # of one that is made
 
 
 @dataclass

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from paw.report import records
 from paw.report.card import write_card
-from paw.report.files import Report, row, write
+from paw.report.files import Report, found, row, write
 from paw.report.model import System
-from paw.report.page import write_page
+from paw.report.page import PAGE, write_page
 from paw.report.tables import table
+from paw.report.verdict import verdict
 from paw.store import MANIFEST
-from paw.text import first_line
+from paw.text import WIDTH, first_line
+from paw.tracking import Left
 
 log = logging.getLogger("paw")
 
@@ -67,25 +69,38 @@ def card(folder: Path, name: str, report: Report, systems: Sequence[System]) -> 
     write_card(folder / "adapters" / name, name=name, about=about, rows=rows)
 
 
-def draw(folder: Path, store: Path) -> bool:
-    """Writes the page; False where it cannot be drawn, which costs a run nothing else."""
+def draw(folder: Path, store: Path) -> dict[str, str] | None:
+    """Writes the page and its figures, and returns these as files within the folder by their
+    titles; None where it cannot be drawn, which costs a run nothing else."""
     try:
-        write_page(folder, store)
+        return write_page(folder, store)
     except Exception as e:  # whatever a drawing library raises
         log.warning("      report.html could not be drawn (%s)", first_line(e)[:200])
-        return False
-    return True
+        return None
 
 
-def tell(folder: Path, report: Report, *, seconds: float, kept: list[str]) -> None:
-    """The results on the screen, and where they lie.
+def left(folder: Path, figures: Mapping[str, str]) -> Left:
+    """What is in a run folder for trackers to show."""
+    page = folder / PAGE
+    return Left(
+        summary=(folder / "summary.md").read_text(encoding="utf-8"),
+        figures={title: folder / file for title, file in figures.items()},
+        page=page if page.is_file() else None,
+    )
+
+
+def tell(folder: Path, report: Report, *, seconds: float, kept: Sequence[str], whole: bool) -> None:
+    """The verdict, then its details, on the screen; and where they lie.
 
     Args:
         kept: what lies in the folder beside the report, by name.
+        whole: with every column of the table, however wide.
     """
+    if said := verdict(found(report)):
+        log.info("\n%s", said)
     if report.systems:
-        log.info("\n%s", table(report.systems, report.claims))
-    if report.said:
-        log.info("\n%s", "\n".join(report.said))
+        log.info("\n%s", table(report.systems, report.claims, None if whole else WIDTH))
+    if details := [text for text in report.said if text != said]:
+        log.info("\n%s", "\n".join(details))
     where = [f"Results: {folder / 'summary.md'}", *(f"{name}: {folder / name}" for name in kept)]
     log.info("\n%.1f s in all. %s", seconds, ", ".join(where))

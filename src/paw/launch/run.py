@@ -16,7 +16,7 @@ import yaml
 
 import paw
 from paw.config.common import RunConfig
-from paw.console import Console
+from paw.console import STEP, Console
 from paw.errors import PawError
 from paw.evaluation.steps import Evaluates
 from paw.graph import Execution, Node, Step, execute, steps_of
@@ -25,11 +25,12 @@ from paw.launch.check import prepare
 from paw.launch.outline import Beside, Comparison, Gap, Outline, Row, Says
 from paw.models.load import resolve_runtime
 from paw.report.claims import Claim, beside, judge
-from paw.report.files import Report
+from paw.report.files import Report, summarise
 from paw.report.model import StepRow, System
+from paw.report.page import PAGE
 from paw.report.records import file_names
 from paw.store import Artifact, Store, write_text
-from paw.tracking import open_trackers
+from paw.tracking import Tracker, open_trackers
 
 log = logging.getLogger("paw")
 
@@ -65,10 +66,10 @@ def run(c: RunConfig, outline: Outline, overrides: Sequence[str], run_dir: str |
     Raises:
         PawError: the first thing that is wrong, or the first step that failed.
     """
-    began, console, store = time.monotonic(), Console(), store_of(c)
+    began, console, store = time.monotonic(), Console(c.verbosity), store_of(c)
     warnings = prepare(c, outline, store, console)
     for text in warnings:
-        console.say(f"Warning: {text}")
+        console.warn(text)
     root = Path(c.paths.outputs) / "runs"
     folder = Path(run_dir) if run_dir else folders.new_folder(root, c.name or outline.label)
     settings = asdict(c)
@@ -78,7 +79,7 @@ def run(c: RunConfig, outline: Outline, overrides: Sequence[str], run_dir: str |
     title = f"{c.task}: {outline.label}"
     about = _about(c)
     machine = f"{about['dataset']} on {about['device']}"
-    log.info("paw %s  %s  %s  %s", paw.__version__, title, machine, folder)
+    log.log(STEP, "paw %s  %s  %s  %s", paw.__version__, title, machine, folder)
 
     execution = Execution(outline.nodes, store)
     found = partial(_report, c, outline, execution, warnings, title, overrides)
@@ -91,13 +92,16 @@ def run(c: RunConfig, outline: Outline, overrides: Sequence[str], run_dir: str |
             # nothing was made: the one line that says why is all there is
             shutil.rmtree(folder, ignore_errors=True)
         else:
-            _fill(c, folder, found(f"Unfinished: {str(e) or type(e).__name__}"), outline, execution)
+            report = found(f"Unfinished: {str(e) or type(e).__name__}")
+            _fill(c, folder, report, outline, execution, console.tracker)
         raise
     else:
         console.close()
         report = found(None)
-        kept = _fill(c, folder, report, outline, execution)
-        folders.tell(folder, report, seconds=time.monotonic() - began, kept=kept)
+        kept = _fill(c, folder, report, outline, execution, console.tracker)
+        whole = c.verbosity == "verbose"
+        seconds = time.monotonic() - began
+        folders.tell(folder, report, seconds=seconds, kept=kept, whole=whole)
         return Finished(folder=folder, outline=outline, report=report, execution=execution)
     finally:
         if console.tracker is not None:
@@ -110,9 +114,9 @@ def results(c: RunConfig, *steps: Step[Any]) -> list[Any]:
     Raises:
         PawError: the first thing that is wrong, or the first step that failed.
     """
-    console, store = Console(), store_of(c)
+    console, store = Console(c.verbosity), store_of(c)
     for text in prepare(c, Outline(label="", first=steps), store, console):
-        console.say(f"Warning: {text}")
+        console.warn(text)
     execution = Execution(steps, store)
     execute(execution, console)
     return [execution[step].result for step in steps]
@@ -128,7 +132,12 @@ def _worth(outline: Outline, execution: Execution) -> bool:
 
 
 def _fill(
-    c: RunConfig, folder: Path, report: Report, outline: Outline, execution: Execution
+    c: RunConfig,
+    folder: Path,
+    report: Report,
+    outline: Outline,
+    execution: Execution,
+    tracker: Tracker | None,
 ) -> list[str]:
     """Writes the run folder, and returns what is in it beside the report."""
     adapters = {k: execution.path(n) for k, n in outline.adapters.items() if n in execution}
@@ -139,8 +148,12 @@ def _fill(
     for name in adapters:
         node = outline.adapters[name]
         folders.card(folder, name, report, [by[r.key] for r in there if r.adapter is node])
-    drawn = folders.draw(folder, Path(c.paths.artifacts))
-    return [*["report.html"][:drawn], *["adapters"][: len(adapters)], *models]
+    figures = folders.draw(folder, Path(c.paths.artifacts))
+    summarise(folder, report, figures or {})
+    page = [] if figures is None else [PAGE]
+    if tracker is not None:
+        tracker.keep(folders.left(folder, figures or {}))
+    return [*page, *["adapters"][: len(adapters)], *models]
 
 
 def _form(c: RunConfig) -> str:

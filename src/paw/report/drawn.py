@@ -1,4 +1,5 @@
-"""Figures of a page, as SVG whose ink is the page's own: readable in light and in dark."""
+"""Figures of a run: as SVG whose ink is the page's own, readable in light and in dark; as PNG on
+white."""
 
 from __future__ import annotations
 
@@ -6,16 +7,24 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paw.store import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK = "#010203"  # replaced by the page's colour of text
 COLOURS = ("#2f7ed8", "#e0812b", "#3a9d5d", "#c0456b", "#7d5fc2", "#8a8d91")
 WIDE = 7.6  # inches
+LONG = 42  # characters of a row's label
+FOLDER = "figures"
 SHOWN = 40  # rows of a figure at most
 Json = Mapping[str, Any]
 
 
-def forest(systems: Sequence[Json]) -> str | None:
+def forest(systems: Sequence[Json]) -> Figure | None:
     """Every system's accuracy and share of the gap, with intervals."""
     rows = [s for s in systems if s.get("accuracy") is not None][:SHOWN]
     if not rows:
@@ -47,15 +56,15 @@ def forest(systems: Sequence[Json]) -> str | None:
     if gaps:
         for line in (0, 1):
             axes[-1].axvline(line, color=INK, lw=0.7, ls=":")
-    axes[0].set_yticks(list(places), [row["system"] for row in rows])
+    axes[0].set_yticks(list(places), [_label(row["system"]) for row in rows])
     axes[0].set_ylim(-0.7, len(rows) - 0.3)
     if gaps:
         axes[-1].sharey(axes[0])
         axes[-1].tick_params(labelleft=False)
-    return _svg(figure)
+    return figure
 
 
-def curves(found: Mapping[str, Sequence[Json]], x: str, y: str) -> str | None:
+def curves(found: Mapping[str, Sequence[Json]], x: str, y: str) -> Figure | None:
     """A line for each, over its steps or epochs."""
     there = {name: rows for name, rows in found.items() if any(y in row for row in rows)}
     if not there:
@@ -69,10 +78,10 @@ def curves(found: Mapping[str, Sequence[Json]], x: str, y: str) -> str | None:
     ax.set_ylabel(y)
     ax.grid(alpha=0.2, color=INK)
     ax.legend(frameon=False, fontsize=8, labelcolor=INK)
-    return _svg(figure)
+    return figure
 
 
-def costs(steps: Sequence[Json]) -> str | None:
+def costs(steps: Sequence[Json]) -> Figure | None:
     """Seconds of the steps that cost most."""
     found = sorted((s for s in steps if s.get("seconds")), key=lambda s: -s["seconds"])[:12]
     if not found:
@@ -81,13 +90,18 @@ def costs(steps: Sequence[Json]) -> str | None:
     for place, step in enumerate(reversed(found)):
         fresh = step["state"] == "computed"
         ax.barh(place, step["seconds"], color=COLOURS[0] if fresh else COLOURS[5], height=0.6)
-    ax.set_yticks(range(len(found)), [s["name"] for s in reversed(found)])
+    ax.set_yticks(range(len(found)), [_label(s["name"]) for s in reversed(found)])
     ax.set_xlabel("seconds (grey: reused, when it ran)")
     ax.grid(axis="x", alpha=0.2, color=INK)
-    return _svg(figure)
+    return figure
 
 
-def _figure(columns: int, height: float) -> tuple[Any, list[Any]]:
+def _label(name: str) -> str:
+    """Of a row, short enough to leave room for what it is a label of."""
+    return name if len(name) <= LONG else f"{name[: LONG - 1]}…"
+
+
+def _figure(columns: int, height: float) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDE, height), layout="constrained")
@@ -103,7 +117,7 @@ def _figure(columns: int, height: float) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Figure) -> str:
     """The figure alone, as wide as its place."""
     import matplotlib as mpl
 
@@ -111,6 +125,7 @@ def _svg(figure: Any) -> str:
     settings = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "paw"}
     with mpl.rc_context(settings):
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    figure.set_layout_engine("none")  # it has its layout; another form of it has the same
     found = text.getvalue()
     found = found[found.index("<svg") :].replace(INK, "currentColor")
     found = re.sub(r"<metadata>.*?</metadata>", "", found, flags=re.DOTALL)
@@ -121,3 +136,15 @@ def _svg(figure: Any) -> str:
         found,
         count=1,
     )
+
+
+def png(figure: Figure, folder: Path, name: str) -> str:
+    """Writes a figure into figures/ of a folder.
+
+    Returns:
+        Its file within the folder.
+    """
+    file = folder / FOLDER / f"{name}.png"
+    with replacing(file) as part:
+        figure.savefig(part, format="png", dpi=140, facecolor="white")
+    return str(file.relative_to(folder))

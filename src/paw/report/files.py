@@ -15,6 +15,7 @@ from paw.report.claims import Claim, comparisons_of, recovered_by
 from paw.report.model import StepRow, System
 from paw.report.sentences import sentences
 from paw.report.tables import NOTES, steps_section, table
+from paw.report.verdict import verdict
 from paw.store import write_text
 
 # Figures that are written also where they do not apply.
@@ -43,11 +44,20 @@ class Report:
 
 
 def write(folder: Path, report: Report) -> None:
-    """results.json, results.csv and summary.md, each whole or not at all."""
-    write_text(folder / "results.json", _json(report))
+    """results.json and results.csv, each whole or not at all."""
+    text = json.dumps(found(report), indent=1, allow_nan=False) + "\n"
+    write_text(folder / "results.json", text)
     if report.systems:
         write_text(folder / "results.csv", _csv(report))
-    write_text(folder / "summary.md", _summary(report))
+
+
+def summarise(folder: Path, report: Report, figures: Mapping[str, str]) -> None:
+    """summary.md.
+
+    Args:
+        figures: PNG files within the folder, by their titles.
+    """
+    write_text(folder / "summary.md", _summary(report, figures))
 
 
 def row(system: System, claims: Sequence[Claim]) -> dict[str, Any]:
@@ -72,7 +82,8 @@ def row(system: System, claims: Sequence[Claim]) -> dict[str, Any]:
     }
 
 
-def _json(report: Report) -> str:
+def found(report: Report) -> dict[str, Any]:
+    """What results.json holds."""
     systems = []
     for system, file in zip(report.systems, report.records, strict=True):
         recovered = recovered_by(system, report.claims)
@@ -86,7 +97,7 @@ def _json(report: Report) -> str:
                 "artifacts": {a.stage: str(a.path) for a in system.stages},
             }
         )
-    found = {
+    whole = {
         "title": report.title,
         "command": report.command,
         **report.about,
@@ -94,7 +105,8 @@ def _json(report: Report) -> str:
         "systems": systems,
         "steps": [asdict(step) for step in report.steps],
     }
-    return json.dumps(_finite(found), indent=1, allow_nan=False) + "\n"
+    plain: dict[str, Any] = _finite(whole)
+    return plain
 
 
 def _csv(report: Report) -> str:
@@ -106,15 +118,19 @@ def _csv(report: Report) -> str:
     return text.getvalue()
 
 
-def _summary(report: Report) -> str:
-    """Sections with nothing in them are left out."""
+def _summary(report: Report, figures: Mapping[str, str]) -> str:
+    """The verdict, then its details. Sections with nothing in them are left out."""
+    said = verdict(found(report))
+    images = "\n\n".join(f"![{title}]({file})" for title, file in figures.items())
     parts = [
         f"# {report.title}",
+        f"**{said}**" if said else "",
         f"    {report.command}",
         "\n".join(f"- {key}: {value}" for key, value in report.about.items()),
         table(report.systems, report.claims) if report.systems else "",
         "\n".join(f"- {text}" for text in report.said),
         NOTES if report.systems else "",
+        f"## Figures\n\n{images}" if images else "",
         f"## Steps\n\n{steps_section(report.steps)}" if report.steps else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"

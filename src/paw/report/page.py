@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,26 +23,32 @@ from paw.data.load import examples, find_split
 from paw.errors import ConfigError, PawError
 from paw.report import drawn
 from paw.report.records import read_run
+from paw.report.verdict import transferred, verdict
 from paw.store import write_text
 
 PAGE = "report.html"
 FLIPS = 8  # examples that are shown in each direction
+FOREST = "Accuracy and the gap recovered, with intervals of 95 %"
+VALIDATED = "The generator, validated"
 PICTURES = 6  # of transferred adapters
 Json = Mapping[str, Any]
 
 
-def write_page(folder: Path, store: Path) -> Path:
-    """Writes report.html into a run's folder.
+def write_page(folder: Path, store: Path) -> dict[str, str]:
+    """Writes report.html into a run's folder, and its figures as PNG beside it.
 
     Args:
         store: the folder of artifacts, for curves.
 
+    Returns:
+        The figures' files within the folder, by their titles.
+
     Raises:
         ConfigError: where a folder is none of a run.
     """
-    text = rendered("run.html", run=Run(folder, store), python=platform.python_version())
-    write_text(folder / PAGE, text)
-    return folder / PAGE
+    run = Run(folder, store)
+    write_text(folder / PAGE, rendered("run.html", run=run, python=platform.python_version()))
+    return {f.title: drawn.png(f.drawn, folder, f.name) for f in run.figures}
 
 
 def rendered(template: str, **shown: Any) -> str:
@@ -58,6 +63,17 @@ def rendered(template: str, **shown: Any) -> str:
 def data_url(file: Path) -> str:
     """A PNG file as a part of a page."""
     return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str  # of its file
+    title: str
+    drawn: Any  # matplotlib's Figure
+
+    @property
+    def svg(self) -> str:
+        return drawn.svg(self.drawn)
 
 
 @dataclass(frozen=True)
@@ -100,40 +116,9 @@ class Run:
         found: Sequence[Json] = self.found["systems"]
         return found
 
-    @cached_property
-    def method(self) -> Json | None:
-        """The transferred system that was asked for: the first with a gap, or that lacks one."""
-        return next((s for s in self.systems if s.get("gap")), None)
-
-    @property
-    def placebos(self) -> dict[str, list[float]]:
-        """Shares of the gap, of placebos that were drawn several times."""
-        out: dict[str, list[float]] = {}
-        for s in self.systems:
-            if s.get("draw_of") != s["system"] and s.get("gap_recovered") is not None:
-                out.setdefault(s["draw_of"], []).append(s["gap_recovered"])
-        return out
-
     @property
     def verdict(self) -> str:
-        """One sentence: what the run shows, with its interval."""
-        if self.method is None:
-            said: Sequence[str] = self.found["said"]
-            parts = [line for text in said for line in text.split("\n\n") if "|" not in line]
-            plain = [line for line in parts if not line.startswith("Warning:")]
-            first = plain[-1 if "Generated adapters" in "".join(plain) else 0] if plain else ""
-            return re.split(r"(?<=[.:)]) (?=[A-Z])", first)[0]
-        gap = self.method["gap"]
-        name = self.method["system"].removeprefix("target + ")
-        if not gap["eligible"]:
-            return f"Not eligible: there is no gap to recover ({gap['reason']})."
-        said = f"{name} recovers {_percent(gap['recovered'])} [{_percent(gap['low'])}, "
-        said += f"{_percent(gap['high'])}] of the gap"
-        for who, shares in self.placebos.items():
-            mean = sum(shares) / len(shares)
-            said += f"; {who.removeprefix('target + ')} {_percent(mean)} "
-            said += f"({_percent(min(shares))} to {_percent(max(shares))})"
-        return f"{said}."
+        return verdict(self.found)
 
     @property
     def said(self) -> list[str]:
@@ -150,19 +135,15 @@ class Run:
     # ---- figures ---------------------------------------------------------------------------------
 
     @cached_property
-    def figures(self) -> list[tuple[str, str]]:
-        """Titles and SVG."""
+    def figures(self) -> list[Figure]:
         made = [
-            ("Accuracy and the gap recovered, with intervals of 95 %", drawn.forest(self.systems)),
-            ("Training", drawn.curves(self._curves("train", "curve.jsonl"), "step", "loss")),
-            ("Refinement", drawn.curves(self._refined(), "step", "loss")),
-            (
-                "The generator, validated",
-                drawn.curves(self._curves("generator", "curve.jsonl"), "epoch", "loss"),
-            ),
-            ("Where the time went", drawn.costs(self.found["steps"])),
+            ("systems", FOREST, drawn.forest(self.systems)),
+            ("training", "Training", self._curves("train", "curve.jsonl", "step")),
+            ("refinement", "Refinement", drawn.curves(self._refined(), "step", "loss")),
+            ("generator", VALIDATED, self._curves("generator", "curve.jsonl", "epoch")),
+            ("time", "Where the time went", drawn.costs(self.found["steps"])),
         ]
-        return [(title, svg) for title, svg in made if svg is not None]
+        return [Figure(name, title, found) for name, title, found in made if found is not None]
 
     @cached_property
     def pictures(self) -> list[tuple[str, str]]:
@@ -171,7 +152,10 @@ class Run:
         files += sorted(self.folder.glob("analysis/*.png"))
         return [(f.parent.name, data_url(f)) for f in files]
 
-    def _curves(self, stage: str, name: str) -> dict[str, list[Json]]:
+    def _curves(self, stage: str, name: str, over: str) -> Any:
+        return drawn.curves(self._lines(stage, name), over, "loss")
+
+    def _lines(self, stage: str, name: str) -> dict[str, list[Json]]:
         """Lines of a file of every step of a stage."""
         steps = [s for s in self.found["steps"] if s["stage"] == stage and s.get("artifact")]
         return _read({s["name"]: self.store / s["artifact"] / name for s in steps[:12]})
@@ -179,7 +163,7 @@ class Run:
     def _refined(self) -> dict[str, list[Json]]:
         found = {}
         for phase in ("gains", "factors"):
-            for name, lines in self._curves("refine", f"curve_{phase}.jsonl").items():
+            for name, lines in self._lines("refine", f"curve_{phase}.jsonl").items():
                 found[f"{name}: {phase}"] = lines
         return found
 
@@ -232,14 +216,16 @@ class Run:
 
     def _compared(self) -> tuple[str, str] | None:
         """Base and adapted system, by name."""
-        after = self.method or next((s for s in self.systems if s.get("versus")), None)
+        after = transferred(self.systems) or next(
+            (s for s in self.systems if s.get("versus")), None
+        )
         return None if after is None else (after["versus"][0]["versus"], after["system"])
 
     def _examples(self) -> dict[str, Example]:
         """The questions' texts; none where the data are no longer there."""
         config = yaml.safe_load(self.config) or {}
         try:
-            dataset = _dataset(config["dataset"])
+            dataset = dataset_of(config["dataset"])
             split = config["evaluate"].get("split") or dataset.eval_split
             file = find_split(dataset, split, config["paths"].get("data_dir"))
             found = examples(file, dataset, split) if file is not None else []
@@ -248,7 +234,7 @@ class Run:
         return {e.id: e for e in found}
 
 
-def _dataset(held: Json) -> DatasetConfig:
+def dataset_of(held: Json) -> DatasetConfig:
     from omegaconf import OmegaConf
 
     made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), dict(held)))
@@ -280,7 +266,3 @@ def _read(files: Mapping[str, Path]) -> dict[str, list[Json]]:
         if file.is_file():
             out[name] = [json.loads(line) for line in file.read_text().splitlines()]
     return out
-
-
-def _percent(share: float | None) -> str:
-    return "unbounded" if share is None else f"{share:.0%}".replace("-", "−").replace("%", " %")

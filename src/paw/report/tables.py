@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from paw.evaluation.statistics import Gap
 from paw.report.claims import Claim, recovered_by
 from paw.report.model import Draws, StepRow, System, draws
-from paw.text import markdown_table
+from paw.text import table_within
 
 # Figures of heads and of marked choices: columns where any system has them.
 EXTRA = {"f1": "F1", "f1_macro": "F1 macro", "precision": "precision", "recall": "recall"}
 EXTRA |= {"mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
+
+# Columns that go first where a table is too wide: all are in summary.md and results.csv.
+SPARE = ("GPU MiB", "RAM MiB", "stages", "perplexity", "seconds", "coverage", "loss")
 
 NOTES = (
     "± is one standard error, brackets are 95 % intervals; of several draws of a placebo, "
@@ -24,21 +27,20 @@ NOTES = (
 )
 
 
-def table(systems: Sequence[System], claims: Sequence[Claim]) -> str:
+def table(systems: Sequence[System], claims: Sequence[Claim], width: int | None = None) -> str:
     """The systems as an aligned Markdown table, the draws of a placebo in one row.
 
     Of several draws a row has means, with their ranges in parentheses; peaks of memory are the
     largest, and seconds are those of all draws.
+
+    Args:
+        width: characters that a line may have; columns that say less are left out.
     """
     extra = {
         k: v for k, v in EXTRA.items() if any(getattr(s.result, k) is not None for s in systems)
     }
-    return _table([_cells(several, extra, claims) for several in draws(systems, lambda s: s)])
-
-
-def _table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows by their heads, in the order of the first."""
-    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
+    rows = [_cells(several, extra, claims) for several in draws(systems, lambda s: s)]
+    return table_within(rows, width, SPARE)
 
 
 def _cells(
@@ -109,7 +111,7 @@ def steps_section(steps: Sequence[StepRow]) -> str:
     )
     spent = f"Computed now: {sum(computed):.1f} s in {_steps(computed)}"
     saved = f"; reused: {_steps(reused)} that had cost {sum(reused):.1f} s" if reused else ""
-    parts = ["\n".join(wrong), _table(rows), f"{spent}{saved}."]
+    parts = ["\n".join(wrong), table_within(rows, None, ()), f"{spent}{saved}."]
     return "\n\n".join(filter(None, parts))
 
 

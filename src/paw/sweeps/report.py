@@ -20,9 +20,8 @@ from paw.sweeps.best import Answer, answers
 from paw.sweeps.folder import Job, Sweep, read
 from paw.sweeps.systems import systems, without_transfer
 from paw.sweeps.table import Cells, Row, last, numbers, rows, shown, state_of
-from paw.text import figure, markdown_table
+from paw.text import WIDTH, figure, markdown_table, table_within
 
-WIDTH = 100  # of the terminal's page
 NAMED = 6  # methods that are named; of more their number
 STATES = ("done", "running", "queued", "preempted", "failed")
 # Columns that go first where a table is too wide: all are in summary.md and sweep.csv.
@@ -204,18 +203,10 @@ def _shown(cells: Sequence[Cells], width: int | None) -> str:
     same = [c for c in columns if len(cells) > 1 and len({row[c] for row in cells}) == 1]
     same = [c for c in same if c not in KEPT or cells[0][c] == "not eligible"]
     columns = [c for c in columns if c not in same]
-    text = _markdown(cells, columns)
-    for spare in SPARE:
-        if width and len(text.partition("\n")[0]) > width and spare in columns:
-            columns.remove(spare)
-            text = _markdown(cells, columns)
+    text = table_within(cells, width, SPARE, columns)
     known = [f"{c} {cells[0][c]}" for c in same if cells[0][c] != "–"]
     said = f"In all rows: {', '.join(known)}." if known else ""
     return "\n\n".join(filter(None, [textwrap.fill(said, width) if width else said, text]))
-
-
-def _markdown(cells: Sequence[Cells], columns: Sequence[str]) -> str:
-    return markdown_table([list(columns), *([row[c] for c in columns] for row in cells)])
 
 
 def _cells(row: Row) -> Cells:

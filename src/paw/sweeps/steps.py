@@ -34,7 +34,7 @@ class StepJob:
             [step] = [
                 s for s in steps_of(outline_of(c, "dispatch").nodes) if s.identity == self.identity
             ]
-            console, execution = Console(), Execution([step], store_of(c))
+            console, execution = Console(c.verbosity), Execution([step], store_of(c))
             for source in sources_of([step]):
                 source.get(console)
             for check in checks_of(c, Outline(label="", first=[step])):

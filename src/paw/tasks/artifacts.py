@@ -44,7 +44,7 @@ def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> Inve
         StageError: where an artifact was damaged, or something could not be read or removed.
         ConfigError: where nothing says what is used.
     """
-    console, root, outputs = Console(), Path(c.paths.artifacts), Path(c.paths.outputs)
+    console, root, outputs = Console(c.verbosity), Path(c.paths.artifacts), Path(c.paths.outputs)
     found = inventory(root)
     if not found.entries and not found.bases:
         log.info("%s holds no artifacts.", root)

@@ -35,7 +35,7 @@ def run(
 
     Of one run alone, its later systems are compared with its first.
     """
-    Console()
+    Console(config.verbosity)
     if not config.runs:
         raise ConfigError(
             "runs: task=compare needs what to compare: 'runs=[RUN_A,RUN_B]', "

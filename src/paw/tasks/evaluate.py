@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from paw.config.common import RunConfig
 from paw.errors import AdapterError, ConfigError
 from paw.evaluation.steps import Evaluates, evaluate
 from paw.graph import Source
@@ -34,14 +35,14 @@ def build(c: Config) -> Outline:
     wanted = [model_named(name) for name in c.models] or [c.source, c.target]
     bases = [base(c, model) for model in wanted]
     paths = list(dict.fromkeys(c.adapters))
-    owners = {path: _owner(c, path, bases) for path in paths}
+    owners = {path: owner(c, path, bases) for path in paths}
     systems, comparisons = list[Row](), list[Beside]()
     for one in bases:
         alone = Row(evaluation=evaluate(c, one), model=one.name)
         adapted = []
         for path in (path for path in paths if owners[path] is one):
             adapter = given(path, one)
-            step = evaluate(c, one, adapter, f"{one.name} + {_short(path, paths)}")
+            step = evaluate(c, one, adapter, f"{one.name} + {short(path, paths)}")
             adapted.append(Row(evaluation=step, model=one.name, adapter=adapter))
         systems += [alone, *adapted]
         comparisons.append(Beside(base=alone, adapted=adapted))
@@ -49,7 +50,7 @@ def build(c: Config) -> Outline:
     return Outline(label=label, systems=systems, comparisons=comparisons)
 
 
-def _owner(c: Config, path: str, bases: list[Base]) -> Base:
+def owner(c: RunConfig, path: str, bases: list[Base]) -> Base:
     """The one of the models that an adapter is for: the only one there is, or as its stamp says."""
     if len(bases) == 1:
         return bases[0]
@@ -74,7 +75,7 @@ def _owner(c: Config, path: str, bases: list[Base]) -> Base:
     )
 
 
-def _short(path: str, among: list[str]) -> str:
+def short(path: str, among: list[str]) -> str:
     """The folder's name, or the whole path where another has the same name."""
     name = path.rstrip("/").rsplit("/", 1)[-1]
     same = sum(other.rstrip("/").rsplit("/", 1)[-1] == name for other in among)

@@ -33,14 +33,14 @@ class Config(Evaluates):
 
 def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> int:
     """Returns how many texts were answered now."""
-    console, store, mode = Console(sys.stderr), store_of(c), c.evaluate.mode
+    console, store, mode = Console(c.verbosity, sys.stderr), store_of(c), c.evaluate.mode
     check_asked(c.predict)
     asked = read(c.predict)
     source = base(c, c.source)
     adapter = given(c.adapter.path, source) if c.adapter.path else None
     nodes = [source.node, *([adapter] if adapter else [])]
     for text in prepare(c, Outline(label="predict", first=nodes), store, console):
-        console.say(f"Warning: {text}")
+        console.warn(text)
     check_model(mode, source.path)
     check_predictor(mode, adapter.path if adapter else None)
     model = Model(

@@ -45,11 +45,13 @@ def run(config: Config, overrides: Sequence[str], run_dir: str | None = None) ->
     from paw.sweeps.folder import read
     from paw.sweeps.report import report, states
 
-    Console()
+    Console(config.verbosity)
     if config.run is not None:
-        from paw.report.page import write_page
+        from paw.report.page import PAGE, write_page
 
-        page = str(write_page(Path(config.run).expanduser(), Path(config.paths.artifacts)))
+        folder = Path(config.run).expanduser()
+        write_page(folder, Path(config.paths.artifacts))
+        page = str(folder / PAGE)
         log.info("%s", page)
         return page
     folder = _folder(config)

@@ -49,7 +49,7 @@ def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> list
     Raises:
         ConfigError: with the number of checks that failed.
     """
-    console = Console()
+    console = Console(c.verbosity)
     named = any(o.startswith(("model@target", "target.", "experiment")) for o in overrides)
     lines = list(_everything(c) if c.everything else _one(c, console, target=named))
     console.close()

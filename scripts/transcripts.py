@@ -1,0 +1,80 @@
+"""What every task prints, for docs/tasks.md: python scripts/transcripts.py [--check]
+
+Runs the commands of the document's ```console blocks, in their order, in one empty folder, and
+writes what they print below them. With --check nothing is written; a command that fails ends it
+with exit code 1 either way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "tasks.md"
+BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINES, TAIL = 26, 16  # of an output that are shown; of those, the last ones
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block: lines that begin with `$`."""
+    return [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+
+
+def ran(document: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Blocks as they stand in the document, and as they would stand now.
+
+    Raises:
+        RuntimeError: a command failed.
+    """
+    place = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    held = ""  # variables that earlier commands have set
+    for found in BLOCK.finditer(document):
+        text = ""
+        for command in commands(found[1]):
+            began = time.monotonic()
+            done = subprocess.run(
+                ["bash", "-c", f"{held}{command}"],
+                cwd=folder, env={**os.environ, "PATH": place}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+            if done.returncode:
+                raise RuntimeError(f"$ {command}\n{done.stdout}")
+            if re.match(r"\w+=", command):
+                held += f"{command}; "
+            print(f"{time.monotonic() - began:6.1f} s  {command}", file=sys.stderr)
+            text += f"$ {command}\n{_shown(done.stdout)}"
+        yield found[0], f"```console\n{text}```"
+
+
+def _shown(output: str) -> str:
+    """Without colours, and without the middle of what is long."""
+    lines = re.sub(r"\033\[\d*m", "", output).strip("\n").splitlines()
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - TAIL], "…", *lines[-TAIL:]]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    asked = parser.parse_args()
+    text = DOCUMENT.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for before, now in ran(text, Path(folder)):
+                text = text.replace(before, now, 1)
+        except RuntimeError as e:
+            sys.exit(str(e))
+    if not asked.check:
+        DOCUMENT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""What trackers hold of a run: its curve, its configuration, its figures and its summary, and no
+key."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from browser import document
+from conftest import Paw
+
+pytestmark = pytest.mark.slow
+KEYS = {
+    "SWANLAB_API_KEY": "a-key-for-swanlab",
+    "WANDB_API_KEY": "b" * 40,
+    "HF_TOKEN": "hf_a-token-for-the-hub",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def run(paw: Paw, tmp_path: Path, home: Path) -> Path:
+    """The folder of a training that four trackers were told of, with keys in its environment."""
+    paw(
+        "task=train", "experiment=demo", "train.max_steps=5", "evaluate.limit=10",
+        "tracker=[swanlab,wandb,tensorboard,csv]", "tracker.swanlab.mode=local",
+        "tracker.swanlab.experiment=five steps", "tracker.wandb.mode=offline",
+        env={"HOME": str(home), **KEYS},
+    )  # fmt: skip
+    [folder] = (tmp_path / "outputs" / "runs").iterdir()
+    return folder
+
+
+def test_every_tracker_holds_the_run(run: Path, tmp_path: Path, home: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with (run / "metrics.csv").open(encoding="utf-8") as f:
+        lines = list(csv.DictReader(f))
+    loss = {int(x["step"]): float(x["value"]) for x in lines if x["name"].endswith("/loss")}
+    [name] = {x["name"] for x in lines if x["name"].startswith("train") and "/loss" in x["name"]}
+    curve = [(int(x["step"]), float(x["value"])) for x in lines if x["name"] == name]
+    [trained] = (tmp_path / "outputs" / "artifacts" / "train").iterdir()
+    kept = [json.loads(line) for line in (trained / "curve.jsonl").read_text().splitlines()]
+    assert curve == [(x["step"], x["loss"]) for x in kept]
+    assert loss
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    found = [(e.step, e.value) for e in events.Scalars(name)]
+    assert [step for step, _ in found] == [step for step, _ in curve]
+    assert np.allclose([x for _, x in found], [x for _, x in curve], rtol=1e-6)
+    tensors = {
+        tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in ("config/text_summary", "summary/text_summary")
+    }
+    assert "max_steps: 5" in tensors["config/text_summary"]
+    assert tensors["summary/text_summary"] == (run / "summary.md").read_text()
+    figures = dict(re.findall(r"!\[(.*?)\]\((.*?)\)", (run / "summary.md").read_text()))
+    assert {"Training", "Where the time went"} <= figures.keys()
+    shown = events.Images("Training")[0]
+    drawn = imread(run / figures["Training"])
+    assert (shown.height, shown.width) == drawn.shape[:2]
+
+    [swan] = (run / "swanlog").glob("run-*")
+    assert len(list(swan.rglob("*.png"))) == len(figures)
+    [offline] = (run / "wandb").rglob("*.wandb")
+    assert offline.stat().st_size > 0
+    assert len(list((run / "wandb").rglob("media/images/*.png"))) == len(figures)
+
+    for place in (tmp_path, home):  # no key is in any file
+        for file in (p for p in place.rglob("*") if p.is_file()):
+            held = file.read_bytes()
+            assert not [k for k, key in KEYS.items() if key.encode() in held], file
+
+
+def test_swanlabs_dashboard_shows_it(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("swanboard")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "swanlab", "watch", str(run / "swanlog"), "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        asked = _json(f"http://127.0.0.1:{port}/api/v1/project")
+        [experiment] = asked["data"]["experiments"]
+        assert experiment["name"] == "five steps"
+        charts = f"http://127.0.0.1:{port}/experiment/{experiment['id']}/chart"
+        text, _ = document(charts, tmp_path / "profile", wait=15)
+        assert "five steps" in text
+        assert re.search(r"train [^<]*/loss", text)
+        assert "canvas" in text or "<svg" in text
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _json(url: str) -> Any:
+    """What the server answers, as soon as it does."""
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(url) as answer:
+                return json.load(answer)
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"nobody answers at {url}")
