@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from paw.store import meter as meters
 from paw.store.meter import Meter, peak_gpu, reset_gpu, tell_gpu, usage
 
 HOLD = "import time; held = bytearray(300 * 2**20); print('held', flush=True); time.sleep(30)"
@@ -64,3 +65,22 @@ def test_peaks_are_not_reset_before_cuda_is_used(monkeypatch: pytest.MonkeyPatch
     reset_gpu()
     assert reset == [0, 1]
     assert peak_gpu() == 2
+
+
+def test_how_busy_processors_and_gpus_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of its own that works all the time, and one that has ended."""
+    work = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"
+    monkeypatch.setattr(meters, "_gpu_percent", lambda: 60.0)
+    with Meter() as meter, subprocess.Popen([sys.executable, "-c", work.format(30)]) as child:
+        subprocess.run([sys.executable, "-c", work.format(1)], check=True)
+        time.sleep(1.5)
+        cost = meter.cost()
+        child.kill()
+    assert 50 < (cost["cpu_percent"] or 0) < 250
+    assert cost["gpu_percent"] is None  # there is none here
+    monkeypatch.setattr(meters, "peak_gpu", lambda: 1.0)
+    with Meter() as meter:
+        time.sleep(1.2)
+    cost = meter.cost()
+    assert cost["gpu_percent"] == 60
+    assert (cost["cpu_percent"] or 0) < 50

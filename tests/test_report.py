@@ -310,6 +310,8 @@ OWN = StepRow(
     seconds=10.25,
     ram_mib=900.0,
     gpu_mib=64.0,
+    cpu_percent=180.0,
+    gpu_percent=92.0,
     needs=["rows", "base"],
 )
 STEPS = [
@@ -332,10 +334,12 @@ def test_steps_show_the_flow_and_what_was_saved() -> None:
         "seconds": "10.2",
         "RAM MiB": "900",
         "GPU MiB": "64",
+        "CPU %": "180",
+        "GPU %": "92",
     }
     assert (rows["from"], rows["state"], rows["RAM MiB"]) == ("–", "reused", "50")
     assert (moved["state"], moved["seconds"], scores["state"]) == ("failed", "–", "left out")
-    assert alone["GPU MiB"] == "–"
+    assert (alone["GPU MiB"], alone["CPU %"], alone["GPU %"]) == ("–", "–", "–")
     assert total == "Computed now: 11.2 s in 2 steps; reused: 1 step that had cost 2.0 s."
     well = steps_section([OWN])
     assert well.startswith("| step")

@@ -4,6 +4,7 @@ PEFT's."""
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ from transformers import (
     MistralConfig,
 )
 
+from conftest import Launch
 from paw.cli.compose import compose_config
 from paw.data.tokenise import Encoded
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded
+from paw.training import fit as fitting
 from paw.training import fused, packing
 from paw.training.batches import Share, micro_batches, per_epoch, step_rows
+from paw.training.flops import device_name, utilisation
 from paw.training.objectives import Answers
 
 SMALL: dict[str, Any] = {
@@ -229,3 +233,31 @@ def test_a_base_is_left_as_it_was(tmp_path: Path) -> None:
     assert torch.allclose(model(input_ids=ids, use_cache=False).logits, before, atol=1e-5)
     packing.undo(model)
     assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_utilisation_is_of_the_peak_of_all_devices() -> None:
+    known: dict[str, Any] = {
+        "parameters": 7_000_000_000, "trainable": 40_000_000, "tokens_per_second": 6000.0
+    }  # fmt: skip
+    found = utilisation(**known, device="NVIDIA A800-SXM4-80GB", devices=1)
+    assert found == pytest.approx((4 * 7e9 + 2 * 4e7) * 6000 / 312e12)
+    four = utilisation(**known, device="NVIDIA A800-SXM4-80GB", devices=4)
+    assert four == pytest.approx(found / 4)
+    assert utilisation(**known, device="NVIDIA GeForce GTX 970", devices=1) is None
+    assert device_name(torch.device("cpu")) is None
+
+
+def test_a_training_tells_it_where_the_peak_is_known(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "device_name", lambda device: "NVIDIA GeForce RTX 4090")
+    launch("task=train", "experiment=demo", "train.max_steps=3", "evaluate.limit=5")
+    [file] = (tmp_path / "outputs" / "artifacts" / "train").glob("*/stage.json")
+    result = json.loads(file.read_text())["result"]
+    base = load_model(embedded("tiny_llama"), Runtime("float32"))
+    tables = base.get_input_embeddings().weight.numel()
+    few = sum(p.numel() for p in base.parameters()) - tables
+    # PEFT's factors are counted beside the layers that they are on
+    factors = result["trainable"]
+    needed = (4 * (few + factors) + 2 * factors) * result["tokens_per_second"]
+    assert result["mfu"] == pytest.approx(needed / 165.2e12, rel=1e-6)

@@ -243,6 +243,8 @@ def _step(step: Step[Any], execution: Execution) -> StepRow:
             seconds=made.cost["seconds"],
             ram_mib=made.cost["ram_mib"],
             gpu_mib=made.cost["gpu_mib"],
+            cpu_percent=made.cost.get("cpu_percent"),  # artifacts of before have none
+            gpu_percent=made.cost.get("gpu_percent"),
             needs=needs,
             artifact=f"{made.stage}/{made.path.name}",
             text=str(made.result),

@@ -103,6 +103,8 @@ def steps_section(steps: Sequence[StepRow]) -> str:
             "seconds": "–" if s.seconds is None else f"{s.seconds:.1f}",
             "RAM MiB": "–" if s.ram_mib is None else f"{s.ram_mib:.0f}",
             "GPU MiB": "–" if s.gpu_mib is None else f"{s.gpu_mib:.0f}",
+            "CPU %": "–" if s.cpu_percent is None else f"{s.cpu_percent:.0f}",
+            "GPU %": "–" if s.gpu_percent is None else f"{s.gpu_percent:.0f}",
         }
         for s in steps
     ]

@@ -1,5 +1,5 @@
-"""What a stage cost: seconds, and the peaks of memory while it ran, over all its processes and
-devices."""
+"""What a stage cost: seconds, the peaks of memory while it ran, and how busy it kept processors and
+devices, over all its processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Meter:
         self._process = psutil.Process()
         self._family: list[psutil.Process] = []
         self._looked = 0.0
+        self._busy: list[float] = []  # percent of the GPUs, a sample a second
         self._peak = self._resident()
+        self._worked = self._cpu_seconds()
         self._began = time.perf_counter()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -53,21 +55,36 @@ class Meter:
             self._looked = now
             with contextlib.suppress(psutil.Error):
                 self._family = self._process.children(recursive=True)
+            if (busy := _gpu_percent()) is not None:
+                self._busy.append(busy)
         total = int(self._process.memory_info().rss)
         for process in self._family:
             with contextlib.suppress(psutil.Error):  # it has ended since
                 total += process.memory_info().rss
         return total
 
+    def _cpu_seconds(self) -> float:
+        """Of this process, of all that it has started and waited for, and of those that run."""
+        total = sum(self._process.cpu_times()[:4])
+        for process in self._family:
+            with contextlib.suppress(psutil.Error):
+                total += sum(process.cpu_times()[:2])
+        return total
+
     def cost(self) -> dict[str, float | None]:
-        """Seconds, and peaks in MiB; GPU memory is None where there is no GPU."""
+        """Seconds; peaks in MiB; processors in percent of one, and GPUs in percent of all, in the
+        mean. What is a GPU's is None where there is none."""
         own = peak_gpu()
         gpu = None if own is None and not _told else (own or 0.0) + sum(_told.values())
         peak = max(self._peak, self._resident()) / 2**20
+        seconds = time.perf_counter() - self._began
+        busy = sum(self._busy) / len(self._busy) if self._busy and gpu is not None else None
         return {
-            "seconds": round(time.perf_counter() - self._began, 3),
+            "seconds": round(seconds, 3),
             "ram_mib": round(peak, 1),
             "gpu_mib": None if gpu is None else round(gpu, 1),
+            "cpu_percent": round(100 * (self._cpu_seconds() - self._worked) / max(seconds, 1e-3)),
+            "gpu_percent": None if busy is None else round(busy),
         }
 
 
@@ -121,6 +138,17 @@ def usage() -> dict[str, float]:
             found[f"gpu{device}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             found[f"gpu{device}_mib"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20
     return {key: round(value, 1) for key, value in found.items()}
+
+
+def _gpu_percent() -> float | None:
+    """How busy NVIDIA's GPUs are right now, in the mean over those of this machine."""
+    found = []
+    for handle in _gpus():
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):
+            found.append(float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
+    return sum(found) / len(found) if found else None
 
 
 @lru_cache(maxsize=256)

@@ -25,6 +25,7 @@ from paw.training.adapters import AdapterConfig, Method, method_named
 from paw.training.batches import Micro, Share, Validation, training_steps
 from paw.training.config import TrainConfig
 from paw.training.devices import Sharded, launched
+from paw.training.flops import device_name, utilisation
 from paw.training.history import History
 from paw.training.objectives import Objective
 from paw.training.optimizer import learning_rate, optimizer_of
@@ -313,6 +314,7 @@ class Training:
             step, best = history.best
             validated = {"best_step": step, "val_best": best}
             validated["val_start"] = history.validations[0][1]
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return TrainResult(
             steps=history.step,
             examples=len(self.rows),
@@ -322,9 +324,24 @@ class Training:
             gradient_checkpointing=plan.gradient_checkpointing,
             strategy=plan.runtime.strategy,
             devices=self.share.world,
-            trainable=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            trainable=trainable,
             tokens=sum(history.tokens),
             tokens_per_second=history.tokens_per_second,
+            mfu=self._utilisation(trainable),
             skipped=history.skipped,
             **validated,
+        )
+
+    def _utilisation(self, trainable: int) -> float | None:
+        """None of shards, too: a process does not have all parameters."""
+        name = device_name(self.fabric.device)
+        if name is None or self.deepspeed or isinstance(self.fabric.strategy, Sharded):
+            return None
+        base = self.model.get_base_model()
+        return utilisation(
+            parameters=base.num_parameters(exclude_embeddings=True),
+            trainable=trainable,
+            tokens_per_second=self.history.tokens_per_second,
+            device=name,
+            devices=self.share.world,
         )

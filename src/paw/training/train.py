@@ -65,6 +65,7 @@ class TrainResult:
     trainable: int  # parameters
     tokens: int  # of all steps
     tokens_per_second: float
+    mfu: float | None = None  # model FLOPs utilisation, 0 to 1, where the device's peak is known
     skipped: int = 0  # steps left out because their float16 gradients overflowed
     # mean losses of the validations
     val_start: float | None = None
@@ -80,6 +81,8 @@ class TrainResult:
             )
         if self.skipped:
             more += f"; {self.skipped} steps left out, their float16 gradients overflowed"
+        if self.mfu is not None:
+            more += f"; {self.mfu:.0%} of the device's peak (MFU)"
         return (
             f"{self.steps} steps, loss {self.train_loss:.3f} at the end{more}; "
             f"{self.tokens_per_second:.0f} tokens a second, {'packed' if self.packed else 'padded'}"
