@@ -132,3 +132,13 @@ def test_a_transcript_is_made_of_what_is_run(tmp_path: Path) -> None:
     assert lines[-2:] == ["40", "```"]
     with pytest.raises(RuntimeError, match="false"):
         list(ran("```console\n$ false\n```\n", tmp_path))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    book = nbformat.read(ROOT / "examples" / "move_an_adapter.ipynb", as_version=4)
+    client = nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    drawn = [o for cell in book.cells for o in cell.get("outputs", []) if "image/png" in str(o)]
+    assert len(drawn) == 2

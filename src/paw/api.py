@@ -1,4 +1,4 @@
-"""paw from Python: the functions that make steps, and the one that runs them.
+"""paw from Python: the functions that make steps, the one that runs them, and one for whole tasks.
 
     from paw import api
 
@@ -8,14 +8,20 @@
     before, after = api.results(c, api.evaluate(c, target), api.evaluate(c, target, moved))
     print(before.accuracy, after.accuracy)
 
-`compose` takes what a command line does. All others but `results` make a step and run nothing.
+`compose` takes what a command line does. All others but `results` and `run` make a step and run
+nothing. `run` does what a command line does, and returns the run's folder and its systems:
+
+    finished = api.run("experiment=demo", "transfer=ridge")
+    print(finished.folder, [(s.name, s.result.accuracy) for s in finished.systems])
 """
 
 from paw.cli.compose import composed as compose
+from paw.errors import ConfigError
 from paw.evaluation.steps import evaluate
 from paw.export.steps import compress, merge
-from paw.launch.run import results
+from paw.launch.run import Finished, results
 from paw.models.steps import base, given, model_named
+from paw.tasks import dispatch
 from paw.training.steps import prefer, train
 from paw.transfer.steps import transfer
 
@@ -29,6 +35,19 @@ __all__ = [
     "model_named",
     "prefer",
     "results",
+    "run",
     "train",
     "transfer",
 ]
+
+
+def run(*overrides: str) -> Finished:
+    """A task with a graph, as a command line runs it, with its folder in outputs/runs.
+
+    Raises:
+        PawError: the first thing that is wrong, or the first step that failed.
+    """
+    finished = dispatch(compose(*overrides), overrides)
+    if not isinstance(finished, Finished):
+        raise ConfigError("api.run: this task leaves no run folder. Use the command line.")
+    return finished
