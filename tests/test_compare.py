@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, ttest_rel
+from statsmodels.stats.multitest import multipletests
 
 from conftest import Paw
 from paw.errors import ConfigError, DataError
-from paw.evaluation.statistics import gap_recovered
+from paw.evaluation.statistics import gap_recovered, holm, interval, mcnemar, paired_t
 from paw.report.compare import adjust, compare
 from paw.report.records import Recorded, file_names, paired, read_run
 
@@ -195,3 +199,27 @@ def test_two_runs_compared_from_the_command_line(paw: Paw, tmp_path: Path) -> No
     wrong = paw("task=compare", ok=False)
     assert wrong.returncode == 2
     assert "runs=[RUN_A,RUN_B]" in wrong.stderr
+
+
+@given(st.integers(1, 500), st.data())
+def test_intervals_and_exact_tests_are_scipys(n: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, n))
+    expected = binomtest(right, n).proportion_ci(0.95, method="wilson")
+    assert interval(right, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    before = [False] * right + [True] * (n - right)
+    gained, lost, p = mcnemar(before, [not x for x in before])
+    assert (gained, lost) == (right, n - right)
+    assert p == pytest.approx(binomtest(right, n).pvalue, rel=1e-9)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=60), st.floats(0.01, 1))
+def test_the_paired_t_test_is_scipys(values: list[float], size: float) -> None:
+    before = np.asarray(values)
+    after = before + size * np.sin(np.arange(len(values)))
+    assert paired_t(before, after) == pytest.approx(ttest_rel(after, before).pvalue, rel=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_holms_adjustment_is_statsmodels(values: list[float]) -> None:
+    expected = list(multipletests(values, method="holm")[1]) if values else []
+    assert holm(values) == pytest.approx(expected, abs=1e-12)

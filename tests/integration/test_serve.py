@@ -31,11 +31,12 @@ def test_systems_are_asked_side_by_side(
     launch(*QUICK, "train.max_steps=20", "evaluate.limit=20")
     [run] = (tmp_path / "outputs" / "runs").iterdir()
     expected = {}
-    for name, adapter in (("tiny_llama", None), ("tiny_qwen2 + target_procrustes", "procrustes")):
+    for name in ("tiny_llama", "tiny_llama + source", "tiny_qwen2 + target_procrustes"):
         capsys.readouterr()
-        path = [f"adapter.path={run / 'adapters' / f'target_{adapter}'}"] if adapter else []
+        model, _, adapter = name.partition(" + ")
+        path = [f"adapter.path={run / 'adapters' / adapter}"] if adapter else []
         launch(
-            "task=predict", f"model@source={name.split()[0]}", *path, f"predict.text={ASKED}",
+            "task=predict", f"model@source={model}", *path, f"predict.text={ASKED}",
             "predict.raw=true", "predict.max_new_tokens=4", "dataset=facts",
         )  # fmt: skip
         expected[name] = json.loads(capsys.readouterr().out)["output"]
