@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from browser import looked_at
 from conftest import Launch
 from paw.paths import embedded
 
@@ -137,6 +138,8 @@ def test_a_family_of_tasks_ends_in_one_table_and_is_reused(
     results = json.loads((first / "results.json").read_text())
     trainings = [s for s in results["steps"] if s["stage"] == "train"]
     assert len(trainings) == 7  # each task once, whatever the seed, and the common start
+    assert "<h2>The generator, validated</h2>" in (first / "report.html").read_text()
+    assert len(looked_at(first, tmp_path)["figures"]) >= 2
     caplog.clear()
     with caplog.at_level(logging.INFO):
         launch(*ask)

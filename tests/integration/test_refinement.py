@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from browser import looked_at
 from conftest import QUICK, Launch, Paw
 from paw.paths import embedded
 
@@ -86,6 +87,8 @@ def test_the_table_says_what_did_it(launch: Launch, tmp_path: Path) -> None:
     said = (folder / "summary.md").read_text()
     assert "Refinement from procrustes: on 25 prompts that were held out" in said
     assert "target + procrustes, refined is above target + procrustes:" in said
+    assert "<h2>Refinement</h2>" in (folder / "report.html").read_text()
+    assert len(looked_at(folder, tmp_path)["figures"]) >= 4
 
 
 def test_prompts_of_ones_own_and_a_bare_adapter_suffice(paw: Paw, tmp_path: Path) -> None:
@@ -153,5 +156,6 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
         "refine.lr=1e-4",
     )  # fmt: skip
     assert "of 24 that were written" in done.stdout
+    assert len(looked_at(run_folder(tmp_path), tmp_path)["figures"]) >= 2  # of real models
     assert "of the written prompts accepted" in done.stdout
     assert "Refinement from copy" in done.stdout
