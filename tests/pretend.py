@@ -19,7 +19,7 @@ things. A tensor of a class of its own, which torch hands every operation that i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -312,3 +312,16 @@ def _lightning(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(devices, "_strategy", there)
     patch.setattr(CPUAccelerator, "setup_device", lambda self, device: None)
+
+
+def _count() -> None:
+    """Has torch's autograd count this device, too: it counts devices at a process's first backward
+    pass, which another file's test may be."""
+    with suppress(pytest.skip.Exception):  # where torch cannot do it, the tests skip themselves
+        register()
+        Backend.there = True
+        torch.zeros(1, device=DEVICE, requires_grad=True).sum().backward()
+        Backend.there = False
+
+
+_count()
