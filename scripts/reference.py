@@ -93,10 +93,15 @@ def _readers(names: list[str]) -> str:
 
 
 def _root_key(f: Field[Any], hint: Any) -> Key:
-    tasks = tasks_with(f.name)
-    words = next((w for t in tasks if (w := _words(config_of(t)).get(f.name))), "")
-    whose = "" if len(tasks) > 3 else f" ({', '.join(tasks)})"
-    return Key(f.name, _kind(hint), _default(f), f"{words}{whose}".strip())
+    """Tasks may mean different things by a key: each says it."""
+    tasks, said = tasks_with(f.name), dict[str, list[str]]()
+    for task in tasks:
+        config = config_of(task)
+        parts = (_words(config).get(f.name), _limits(config).get(f.name))
+        said.setdefault("; ".join(filter(None, parts)), []).append(task)
+    every = len(tasks) > 3
+    lines = [w if every else f"{w} ({', '.join(ts)})".strip() for w, ts in said.items()]
+    return Key(f.name, _kind(hint), _default(f), "; ".join(filter(None, lines)))
 
 
 def _keys(kind: type[Any], prefix: str) -> Iterator[Key]:

@@ -49,12 +49,14 @@ def ran(document: str, folder: Path) -> Iterator[tuple[str, str]]:
             if re.match(r"\w+=", command):
                 held += f"{command}; "
             print(f"{time.monotonic() - began:6.1f} s  {command}", file=sys.stderr)
-            text += f"$ {command}\n{_shown(done.stdout)}"
+            text += f"$ {command}\n{_shown(done.stdout, folder)}"
         yield found[0], f"```console\n{text}```"
 
 
-def _shown(output: str) -> str:
-    """Without colours, and without the middle of what is long."""
+def _shown(output: str, folder: Path) -> str:
+    """Without colours, without folders of this machine, and without the middle of what is long."""
+    for place, name in ((folder, "."), (DOCUMENT.parent.parent, "paw"), (Path.home(), "~")):
+        output = output.replace(str(place), name)
     lines = re.sub(r"\033\[\d*m", "", output).strip("\n").splitlines()
     if len(lines) > LINES:
         lines = [*lines[: LINES - TAIL], "…", *lines[-TAIL:]]

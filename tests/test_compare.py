@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 from statsmodels.stats.multitest import multipletests
 
-from conftest import Paw
+from conftest import Launch
 from paw.errors import ConfigError, DataError
 from paw.evaluation.statistics import gap_recovered, holm, interval, mcnemar, paired_t
 from paw.report.compare import adjust, compare
@@ -171,34 +171,31 @@ def test_files_of_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_runs_compared_from_the_command_line(paw: Paw, tmp_path: Path) -> None:
+def test_two_runs_compared_from_the_command_line(
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     common = ["task=evaluate", "dataset=facts", "evaluate.limit=60"]
-    paw(*common, "models=[tiny_llama]", "name=a", "evaluate.records=parquet")
-    paw(*common, "models=[tiny_qwen2]", "name=b")
-    paw(
-        *common,
-        "models=[tiny_qwen2]",
-        'dataset.prompt="truth : question : {question} answer :"',
-        "name=c",
-    )
+    launch(*common, "models=[tiny_llama]", "name=a", "evaluate.records=parquet")
+    launch(*common, "models=[tiny_qwen2]", "name=b")
+    prompt = 'dataset.prompt="truth : question : {question} answer :"'
+    launch(*common, "models=[tiny_qwen2]", prompt, "name=c")
     a, b, c = (str(next((tmp_path / "outputs" / "runs").glob(f"*_{n}"))) for n in "abc")
     assert (Path(a) / "records" / "tiny_llama.parquet").is_file()
     assert len((Path(b) / "records" / "tiny_qwen2.jsonl").read_text().splitlines()) == 60
-    said = paw("task=compare", f"runs=[{a},{b}]").stdout
-    assert "no significant difference" in said
-    said = paw("task=compare", f"runs=[{b},{c}]", "name=d").stdout
-    assert "| above" in said
+    capsys.readouterr()
+    launch("task=compare", f"runs=[{a},{b}]")
+    assert "no significant difference" in capsys.readouterr().out
+    launch("task=compare", f"runs=[{b},{c}]", "name=d")
+    assert "| above" in capsys.readouterr().out
     found = json.loads(next((tmp_path / "outputs" / "runs").glob("*_d/compare.json")).read_text())
     assert [f["of"] for f in found] == ["accuracy", "log-likelihood"]
     assert found[0]["low"] > 0.3
     assert found[0]["p"] < 1e-6
     assert np.isfinite(found[1]["difference"])
-    wrong = paw("task=compare", f"runs=[{a}]", ok=False)
-    assert wrong.returncode == 2
-    assert "one system only" in wrong.stderr
-    wrong = paw("task=compare", ok=False)
-    assert wrong.returncode == 2
-    assert "runs=[RUN_A,RUN_B]" in wrong.stderr
+    with pytest.raises(ConfigError, match="one system only"):
+        launch("task=compare", f"runs=[{a}]")
+    with pytest.raises(ConfigError, match=r"runs=\[RUN_A,RUN_B\]"):
+        launch("task=compare")
 
 
 @given(st.integers(1, 500), st.data())

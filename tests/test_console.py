@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import logging
 import pickle
@@ -13,11 +14,17 @@ import pytest
 
 from paw import console as consoles
 from paw.cli.compose import compose_config
-from paw.config.trackers import SwanLabConfig, TensorBoardConfig, TrackerConfig, WandbConfig
+from paw.config.trackers import (
+    CsvConfig,
+    SwanLabConfig,
+    TensorBoardConfig,
+    TrackerConfig,
+    WandbConfig,
+)
 from paw.console import Console
 from paw.errors import ConfigError
 from paw.graph import Step
-from paw.tracking import open_trackers
+from paw.tracking import Left, open_trackers
 
 
 def test_a_log_gets_a_line_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,3 +182,34 @@ def test_several_trackers_get_the_same_and_what_the_machine_does(
     events.Reload()
     assert events.Scalars("train/loss")[0].value == 0.5
     assert events.Scalars("system/ram_mib")[0].value > 50
+
+
+def test_a_csv_goes_on_where_its_run_comes_back(tmp_path: Path) -> None:
+    for step in (1, 2):
+        tracker = open_trackers(TrackerConfig(csv=CsvConfig()), tmp_path, {})
+        assert tracker is not None
+        tracker.log({"train/loss": 0.5 / step}, step)
+        tracker.finish()
+    with (tmp_path / "metrics.csv").open() as f:
+        lines = list(csv.DictReader(f))
+    assert [(x["name"], x["step"], x["value"]) for x in lines] == [
+        ("train/loss", "1", "0.5"), ("train/loss", "2", "0.25")
+    ]  # fmt: skip
+
+
+def test_what_was_told_before_a_failure_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = open_trackers(TrackerConfig(tensorboard=TensorBoardConfig()), tmp_path, {})
+    assert tracker is not None
+    tracker.log({"train/loss": 0.5}, 3)
+    logging.getLogger("paw").propagate = True
+    tracker.keep(Left("said", {"a figure": tmp_path / "absent.png"}, None))
+    tracker.log({"train/loss": 0.1}, 4)
+    tracker.finish()
+    assert caplog.text.count("tensorboard failed") == 1
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [3]

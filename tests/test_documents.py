@@ -111,12 +111,22 @@ def test_the_reference_of_keys_is_made_of_the_code() -> None:
 
 
 @pytest.mark.slow
-def test_every_task_prints_what_its_page_says() -> None:
-    """All commands of docs/tasks.md, in their order; what they print is not compared: times are in
-    it."""
+def test_every_command_of_the_tasks_page_runs() -> None:
+    """In their order; what they print is not compared: times are in it."""
     script = [sys.executable, str(ROOT / "scripts" / "transcripts.py"), "--check"]
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+def test_the_tasks_page_shows_what_was_printed() -> None:
+    from transcripts import BLOCK, commands
+
+    text = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    blocks = [found[1] for found in BLOCK.finditer(text)]
+    assert len(blocks) > 15
+    for block in blocks:
+        assert len(block.splitlines()) > len(commands(block)), block
+    assert "/tmp/" not in text
 
 
 def test_a_transcript_is_made_of_what_is_run(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from conftest import Launch
 from paw.errors import AdapterError, ConfigError
+from paw.models.adapters import BIRTH, CONFIG
 from paw.report.card import CARD, write_card
 from test_generator import adapter
 
@@ -100,10 +101,12 @@ def test_adapter_card_and_report_are_pushed(
     assert str(address).endswith("/me/moved")
     assert kept["visibility"] == "private"
     files = kept["files"]
-    names = {p.name for p in folder.iterdir()}
+    names = {p.name for p in folder.iterdir()} - {BIRTH}
     assert files.keys() == names | {"report.html"}
-    for name in names - {CARD}:
+    for name in names - {CARD, CONFIG}:
         assert files[name] == (folder / name).read_bytes()
+    sent, held = json.loads(files[CONFIG]), json.loads((folder / CONFIG).read_text())
+    assert sent == held | {"base_model_name_or_path": None}
     front = yaml.safe_load(files[CARD].decode().split("---")[1])
     assert front["library_name"] == "peft"
     assert "base_model" not in front  # a folder of this machine

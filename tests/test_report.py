@@ -363,7 +363,7 @@ def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
     write(tmp_path, report)
     summarise(tmp_path, report, {"Systems": "figures/systems.png"})
     found = json.loads((tmp_path / "results.json").read_text())
-    assert list(found) == ["title", "command", "seed", "said", "systems", "steps"]
+    assert list(found) == ["title", "command", "seed", "method", "said", "systems", "steps"]
     said = ["Warning: mind", "Unfinished: no room.", *sentences(claims)]
     assert (found["said"], found["seed"], len(said)) == (said, 7, 3)
     first, second = found["systems"]
@@ -415,6 +415,8 @@ def test_the_verdict_is_one_sentence_with_its_interval(tmp_path: Path) -> None:
 
     assert said(*claims) == "one recovers 60 % [50 %, 75 %] of the gap."
     assert said(*claims, remarks=["Unfinished: no room."]) == "Unfinished: no room."
+    two = replace(recovered(other, 0.2, 0.1, 0.3))
+    assert said(two, *claims).startswith("other recovers 20 %")  # what is judged first
     assert said(claims[1]).startswith("target + one: a gain over other, +0.300 accuracy")
     assert said(remarks=["It merged. And more."]) == "It merged."
     assert said() == ""

@@ -243,7 +243,18 @@ def test_utilisation_is_of_the_peak_of_all_devices() -> None:
     assert found == pytest.approx((4 * 7e9 + 2 * 4e7) * 6000 / 312e12)
     four = utilisation(**known, device="NVIDIA A800-SXM4-80GB", devices=4)
     assert four == pytest.approx(found / 4)
-    assert utilisation(**known, device="NVIDIA GeForce GTX 970", devices=1) is None
+    for device, peak in {
+        "NVIDIA GeForce RTX 4090": 165.2e12,
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA A100-PCIE-40GB": 312e12,
+    }.items():
+        share = utilisation(**known, device=device, devices=1)
+        assert share == pytest.approx(found * 312e12 / peak)
+    for device in (
+        "NVIDIA GeForce GTX 970", "NVIDIA GeForce RTX 4090 D", "NVIDIA RTX A1000", "NVIDIA GB200",
+        "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    ):  # fmt: skip
+        assert utilisation(**known, device=device, devices=1) is None
     assert device_name(torch.device("cpu")) is None
 
 
@@ -251,9 +262,14 @@ def test_a_training_tells_it_where_the_peak_is_known(
     launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "device_name", lambda device: "NVIDIA GeForce RTX 4090")
-    launch("task=train", "experiment=demo", "train.max_steps=3", "evaluate.limit=5")
-    [file] = (tmp_path / "outputs" / "artifacts" / "train").glob("*/stage.json")
-    result = json.loads(file.read_text())["result"]
+    found = {}
+    for bits in ("float32", "bfloat16"):
+        ask = ["task=train", "experiment=demo", "train.max_steps=3", "evaluate.limit=5"]
+        launch(*ask, f"hardware.precision={bits}", f"paths.outputs={bits}")
+        [file] = (tmp_path / bits / "artifacts" / "train").glob("*/stage.json")
+        found[bits] = json.loads(file.read_text())["result"]
+    assert found["float32"]["mfu"] is None  # the peak is that of 16 bits
+    result = found["bfloat16"]
     base = load_model(embedded("tiny_llama"), Runtime("float32"))
     tables = base.get_input_embeddings().weight.numel()
     few = sum(p.numel() for p in base.parameters()) - tables

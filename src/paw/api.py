@@ -15,13 +15,15 @@ nothing. `run` does what a command line does, and returns the run's folder and i
     print(finished.folder, [(s.name, s.result.accuracy) for s in finished.systems])
 """
 
+from paw.cli.compose import check
 from paw.cli.compose import composed as compose
 from paw.errors import ConfigError
 from paw.evaluation.steps import evaluate
 from paw.export.steps import compress, merge
+from paw.launch.outline import outline_of
 from paw.launch.run import Finished, results
+from paw.launch.run import run as launched
 from paw.models.steps import base, given, model_named
-from paw.tasks import dispatch
 from paw.training.steps import prefer, train
 from paw.transfer.steps import transfer
 
@@ -47,7 +49,7 @@ def run(*overrides: str) -> Finished:
     Raises:
         PawError: the first thing that is wrong, or the first step that failed.
     """
-    finished = dispatch(compose(*overrides), overrides)
-    if not isinstance(finished, Finished):
-        raise ConfigError("api.run: this task leaves no run folder. Use the command line.")
-    return finished
+    [c] = check(overrides)
+    if c.plan:
+        raise ConfigError("plan: api.run runs. Leave plan out, or ask on a command line.")
+    return launched(c, outline_of(c, "api.run"), overrides, None)

@@ -107,22 +107,19 @@ def page(answering: Answering, outputs: Path) -> Any:
             there = reports(outputs)
             run = gr.Dropdown(there, value=there[0] if there else None, label="Run or sweep")
             frame = gr.HTML(shown(outputs, there[0] if there else None))
+            made.load(lambda: gr.Dropdown(choices=reports(outputs)), None, run)  # those of now
             run.change(lambda folder: shown(outputs, folder), run, frame, api_name="report")
     return made
 
 
-def serve(answering: Answering, outputs: Path, host: str, port: int, wait: bool) -> Any:
-    """Starts it; with `wait` it is there until Ctrl-C.
-
-    Raises:
-        OSError: the port is taken.
-    """
+def serve(answering: Answering, outputs: Path, host: str, port: int) -> Any:
+    """Starts it, in threads of its own. Raises what Gradio does where it cannot."""
     made = page(answering, outputs)
     import gradio as gr
 
     plain = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     made.launch(
-        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=not wait,
+        server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True,
         footer_links=[], theme=plain, css=STYLE,
     )  # fmt: skip
     return made

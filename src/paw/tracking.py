@@ -106,16 +106,19 @@ class _Guarded:
         self._try(lambda t: t.keep(left))
 
     def finish(self) -> None:
-        self._try(lambda t: t.finish())
+        """What was told until a failure is kept, too."""
+        failed, self._failed = self._failed, False
+        self._try(lambda t: t.finish(), quiet=failed)
 
-    def _try(self, act: Callable[[Tracker], None]) -> None:
+    def _try(self, act: Callable[[Tracker], None], quiet: bool = False) -> None:
         if self._failed:
             return
         try:
             act(self._inner)
         except Exception as e:
-            _without(self._name, "failed", e)
             self._failed = True
+            if not quiet:
+                _without(self._name, "failed", e)
 
 
 def _without(name: str, what: str, error: Exception) -> None:
@@ -241,9 +244,11 @@ class _Csv:
     def __init__(self, config: CsvConfig, run_dir: Path, settings: dict[str, Any]) -> None:
         file = Path(config.file or run_dir / "metrics.csv")
         file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file.open("w", newline="", encoding="utf-8")
+        # a job that comes back goes on in its folder
+        self._file = file.open("a", newline="", encoding="utf-8")
         self._lines = csv.writer(self._file)
-        self._lines.writerow(["time", "name", "step", "value"])
+        if not file.stat().st_size:
+            self._lines.writerow(["time", "name", "step", "value"])
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         now = f"{time.time():.3f}"

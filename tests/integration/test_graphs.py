@@ -15,6 +15,7 @@ import pytest
 
 from conftest import PRECISION, QUICK, Paw
 from paw import api
+from paw.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 SWEEP = [
@@ -146,3 +147,19 @@ def test_from_python_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert before.accuracy < 0.4
     assert after.accuracy > 0.8
     assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_a_whole_task_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ask = ["task=evaluate", "models=[tiny_llama]", "dataset=facts", "evaluate.limit=10", PRECISION]
+    finished = api.run(*ask)
+    assert (finished.folder / "report.html").is_file()
+    assert [s.name for s in finished.systems] == ["tiny_llama"]
+    for more, says in (
+        ("plan=true", "Leave plan out"),
+        ("seed=0,1", "several values are a sweep"),
+        ("task=artifacts", "has no steps"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            api.run(*ask, more)
+    assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -151,6 +152,7 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
         "results.csv",
         "summary.md",
         "report.html",
+        "figures",
         "adapters",
         "records",
     }
@@ -162,7 +164,14 @@ def test_what_lies_in_the_run_folder(demo: Demo) -> None:
     assert [r["system"] for r in rows] == list(results(run))
     summary = (run / "summary.md").read_text()
     assert "| target + procrustes" in summary
-    assert summary.split("\n\n")[1].strip() == f"python -m paw.run experiment=demo {PRECISION}"
+    verdict, command = (part.strip() for part in summary.split("\n\n")[1:3])
+    assert verdict.startswith("**procrustes recovers 10")
+    assert command == f"python -m paw.run experiment=demo {PRECISION}"
+    for file in re.findall(r"!\[.*?\]\((.*?)\)", summary):
+        assert (run / file).stat().st_size > 1000
+    shown = done.stdout.split("\n\n")
+    assert shown[1].strip() == verdict.strip("*")  # before the table
+    assert max(map(len, shown[2].splitlines())) <= 100
     assert str(run.relative_to(folder)) in done.stdout
     assert "[29/29] computed  target + own adapter" in done.stdout
     assert done.stderr == ""

@@ -85,6 +85,7 @@ def test_the_table_says_what_did_it(launch: Launch, tmp_path: Path) -> None:
     assert gap["procrustes, refined on shuffled answers"] < 0.6
     assert {"fresh, refined", "own adapter, as many steps"} <= set(gap)
     said = (folder / "summary.md").read_text()
+    assert said.split("\n\n")[1].startswith("**procrustes, refined recovers ")
     assert "Refinement from procrustes: on 25 prompts that were held out" in said
     assert "target + procrustes, refined is above target + procrustes:" in said
     assert "<h2>Refinement</h2>" in (folder / "report.html").read_text()

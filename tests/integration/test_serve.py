@@ -83,12 +83,15 @@ def test_what_cannot_be_served_is_one_line(launch: Launch, paw: Paw, tmp_path: P
     pytest.importorskip("gradio")
     with pytest.raises(ConfigError, match="is no run folder"):
         launch("task=serve", f"run={tmp_path}")
+    (tmp_path / "config.yaml").write_text("task: merge")  # no data set, no models
+    with pytest.raises(ConfigError, match="encoder"):
+        launch("task=serve", f"run={tmp_path}", "models=[minilm_l6]")
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
         done = paw("task=serve", "models=[tiny_llama]", f"port={s.getsockname()[1]}", ok=False)
     assert done.returncode == 2
-    assert "cannot be used" in done.stderr
+    assert "the page cannot be opened" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -19,7 +19,7 @@ gain survives?
   python -m paw.run ... --cfg job --resolve         show the composed configuration, run nothing
   python -m paw.run ... 'force=[train]'             run a stage again (train, evaluate, ..., all)
   python -m paw.run -q ...   -v ...                 results and warnings only; or tracebacks, too
-  eval "$(python -m paw.run -sc install=bash)"      tab completion (bash, zsh, fish)
+  eval "$(paw -sc install=bash)"                    tab completion of `paw ...` (bash, zsh, fish)
   python -m paw.run --hydra-help                    Hydra's own options
 
 Choices:

@@ -11,6 +11,7 @@ from paw.data.tokenise import Encoded, pad
 from paw.errors import AdapterError
 from paw.evaluation.model import Model
 from paw.models.load import load_classifier, spread_over, tells_pairs
+from paw.store import free_memory
 from paw.text import some
 
 TOKENS = {"cpu": 2048, "cuda": 32768}  # of a batch
@@ -48,12 +49,16 @@ def outputs(
     base, _ = load_classifier(model.base.path, model.runtime, classes, trust, places=spread)
     ready, pad_id = attach(base, folder, model.base.fingerprint), model.tokenizer.pad_token_id
     pairs, done = tells_pairs(base, model.tokenizer), 0
-    with torch.inference_mode():
-        for places in batches([len(r.ids) for r in rows], tokens):
-            logits = class_logits(ready, [rows[i] for i in places], pad_id, pairs).cpu().numpy()
-            done += len(places)
-            model.watch.progress(done, len(rows), "texts")
-            yield from zip(places, logits, strict=True)
+    try:
+        with torch.inference_mode():
+            for places in batches([len(r.ids) for r in rows], tokens):
+                logits = class_logits(ready, [rows[i] for i in places], pad_id, pairs).cpu().numpy()
+                done += len(places)
+                model.watch.progress(done, len(rows), "texts")
+                yield from zip(places, logits, strict=True)
+    finally:  # it is no engine's, which would give its memory back
+        del base, ready
+        free_memory()
 
 
 def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:

@@ -74,7 +74,7 @@ class JudgeResult:
         return f"{self.table}\n\n{self.text}"
 
 
-STAGE = Stage("judge", "1", "paw.generator.judge:judge", config=JudgeStage, result=JudgeResult)
+STAGE = Stage("judge", "2", "paw.generator.judge:judge", config=JudgeStage, result=JudgeResult)
 
 
 class System:

@@ -87,7 +87,8 @@ def run(c: RunConfig, outline: Outline, overrides: Sequence[str], run_dir: str |
         execute(execution, console)
     except BaseException as e:
         console.close()
-        console.note_failure(e)
+        if e not in execution.failed.values():  # those have been told
+            console.note_failure(e)
         if isinstance(e, PawError) and run_dir is None and not _worth(outline, execution):
             # nothing was made: the one line that says why is all there is
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,7 @@ WHAT = {
     "refine": "Moved from another base and refined without labels, on what the source with its "
     "adapter says.",
     "generate": "Generated from a prompt.",
+    "spoil": "A placebo: a transferred adapter made meaningless, to stand beside real ones.",
 }
 
 

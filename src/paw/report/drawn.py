@@ -25,8 +25,11 @@ Json = Mapping[str, Any]
 
 
 def forest(systems: Sequence[Json]) -> Figure | None:
-    """Every system's accuracy and share of the gap, with intervals."""
-    rows = [s for s in systems if s.get("accuracy") is not None][:SHOWN]
+    """Every system's accuracy and share of the gap, with intervals. Where there are too many, the
+    draws of placebos are left out, which the table has."""
+    rows = [s for s in systems if s.get("accuracy") is not None]
+    if len(rows) > SHOWN:
+        rows = [s for s in rows if s.get("draw_of") in (None, s["system"])][:SHOWN]
     if not rows:
         return None
     gaps = any(s.get("gap_recovered") is not None for s in rows)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paw.report.claims import Claim, comparisons_of, recovered_by
+from paw.report.claims import Claim, Recovered, comparisons_of, recovered_by
 from paw.report.model import StepRow, System
 from paw.report.sentences import sentences
 from paw.report.tables import NOTES, steps_section, table
@@ -101,6 +101,7 @@ def found(report: Report) -> dict[str, Any]:
         "title": report.title,
         "command": report.command,
         **report.about,
+        "method": next((c.system.name for c in report.claims if isinstance(c, Recovered)), None),
         "said": report.said,
         "systems": systems,
         "steps": [asdict(step) for step in report.steps],

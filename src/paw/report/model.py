@@ -94,7 +94,7 @@ class StepRow:
     ram_mib: float | None = None
     gpu_mib: float | None = None
     cpu_percent: float | None = None  # of one processor, in the mean
-    gpu_percent: float | None = None  # of all GPUs of the machine, in the mean
+    gpu_percent: float | None = None  # of the GPUs that it could use, in the mean
     needs: Sequence[str] = ()  # names of the steps whose artifacts it read
     artifact: str | None = None  # what it made or reused: <stage>/<folder>, below the store's root
     text: str = ""  # its result in a line, or why there is none

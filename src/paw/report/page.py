@@ -102,6 +102,8 @@ class Run:
                 "outputs/runs."
             )
         held: Json = json.loads(file.read_text(encoding="utf-8"))
+        if not {"systems", "said", "steps"} <= set(held):
+            raise ConfigError(f"run: {file} is not one that paw wrote. Give a folder of its runs.")
         return held
 
     @cached_property
@@ -216,9 +218,8 @@ class Run:
 
     def _compared(self) -> tuple[str, str] | None:
         """Base and adapted system, by name."""
-        after = transferred(self.systems) or next(
-            (s for s in self.systems if s.get("versus")), None
-        )
+        adapted = next((s for s in self.systems if s.get("versus")), None)
+        after = transferred(self.found) or adapted
         return None if after is None else (after["versus"][0]["versus"], after["system"])
 
     def _examples(self) -> dict[str, Example]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from paw.evaluation.statistics import Gap
 from paw.report.claims import Against, Claim, Effect, NotEligible, Recovered
 from paw.report.compare import Comparison
 from paw.report.model import Draws, draws
@@ -17,7 +16,7 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     """What was recovered is said where accuracy has no gap; else the table shows it."""
     effects = (c for c in claims if isinstance(c, Effect))
     against = (c for c in claims if isinstance(c, Against))
-    no_gap = [_not_eligible(c.gap) for c in claims if isinstance(c, NotEligible)]
+    no_gap = [not_eligible(c.gap.of, c.gap.reason) for c in claims if isinstance(c, NotEligible)]
     recovered = [c for c in claims if no_gap and isinstance(c, Recovered)]
     return [
         *no_gap,
@@ -27,8 +26,8 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     ]
 
 
-def _not_eligible(gap: Gap) -> str:
-    return f"Not eligible: by {gap.of} there is no gap to recover ({gap.reason})."
+def not_eligible(of: str, reason: str) -> str:
+    return f"Not eligible: by {of} there is no gap to recover ({reason})."
 
 
 def _effect(several: Draws[Effect]) -> str:

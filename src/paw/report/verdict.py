@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paw.report.sentences import not_eligible
+
 Json = Mapping[str, Any]
 
 
@@ -18,13 +20,13 @@ def verdict(found: Json) -> str:
     stopped = next((text for text in found["said"] if text.startswith("Unfinished:")), None)
     if stopped is not None:
         return str(stopped)
-    method = transferred(found["systems"])
+    method = transferred(found)
     if method is None:
         return _first(found["said"])
     gap = method["gap"]
     name = method["system"].removeprefix("target + ")
     if not gap["eligible"]:
-        return f"Not eligible: by {gap['of']} there is no gap to recover ({gap['reason']})."
+        return not_eligible(gap["of"], gap["reason"])
     said = f"{name} recovers {_percent(gap['recovered'])} [{_percent(gap['low'])}, "
     said += f"{_percent(gap['high'])}] of the gap"
     for who, shares in _placebos(found["systems"]).items():
@@ -34,9 +36,10 @@ def verdict(found: Json) -> str:
     return f"{said}."
 
 
-def transferred(systems: Sequence[Json]) -> Json | None:
-    """The transferred system that was asked for: the first with a gap, or that lacks one."""
-    return next((s for s in systems if s.get("gap")), None)
+def transferred(found: Json) -> Json | None:
+    """The system that was asked for, and judged first: refined, where there is refinement."""
+    name, judged = found.get("method"), [s for s in found["systems"] if s.get("gap")]
+    return next((s for s in judged if s["system"] == name), judged[0] if judged else None)
 
 
 def _first(said: Sequence[str]) -> str:

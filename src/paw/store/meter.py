@@ -4,6 +4,7 @@ devices, over all its processes."""
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ class Meter:
         self._looked = 0.0
         self._busy: list[float] = []  # percent of the GPUs, a sample a second
         self._peak = self._resident()
+        self._busy.clear()  # until now
         self._worked = self._cpu_seconds()
         self._began = time.perf_counter()
         self._done = threading.Event()
@@ -141,7 +143,7 @@ def usage() -> dict[str, float]:
 
 
 def _gpu_percent() -> float | None:
-    """How busy NVIDIA's GPUs are right now, in the mean over those of this machine."""
+    """How busy NVIDIA's GPUs are right now, in the mean over those that this process may use."""
     found = []
     for handle in _gpus():
         import pynvml
@@ -156,13 +158,24 @@ def _kept(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
 
+def _handle(name: str) -> Any:
+    """Of a GPU by its number, or by its UUID."""
+    import pynvml
+
+    if name.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+    return pynvml.nvmlDeviceGetHandleByUUID(name)
+
+
 @lru_cache
 def _gpus() -> list[Any]:
-    """NVML's handles; none where there is no NVIDIA driver."""
+    """NVML's handles of the GPUs that this process may use; none where there is no driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        return [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = map(str, range(pynvml.nvmlDeviceGetCount())) if seen is None else seen.split(",")
+        return [_handle(name.strip()) for name in names if name.strip()]
     except Exception:  # no library, driver or permission: nothing to show, no reason to stop
         return []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -14,7 +16,7 @@ from paw.config.common import RunConfig
 from paw.console import Console
 from paw.errors import AdapterError, ConfigError
 from paw.export.config import PushConfig
-from paw.models.adapters import find_adapter, read_config
+from paw.models.adapters import BIRTH, CONFIG, find_adapter, read_config
 from paw.report.card import CARD
 from paw.report.page import PAGE
 from paw.text import first_line
@@ -43,8 +45,8 @@ def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> str:
     read_config(folder)
     if not (folder / CARD).is_file():
         raise AdapterError(
-            f"{folder}: has no model card ({CARD}). Push the copy in a run's folder "
-            "(outputs/runs/…/adapters/…), which says how it was evaluated."
+            f"{folder}: has no model card ({CARD}). Those of a run (outputs/runs/…/adapters/…) "
+            "have one; else write one that says what it is."
         )
     page = folder.parent.parent / PAGE
     address = _upload(c.push, folder, page if page.is_file() else None)
@@ -57,6 +59,8 @@ def _upload(config: PushConfig, folder: Path, page: Path | None) -> str:
 
     files: dict[str, Path | bytes] = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
     files[CARD] = _card(folder / CARD).encode()
+    files[CONFIG] = json.dumps(_config(read_config(folder)), indent=1).encode()
+    files.pop(BIRTH, None)  # of use with this store only; it names folders of this machine
     if page is not None:
         files[PAGE] = page
     added = [CommitOperationAdd(path_in_repo=k, path_or_fileobj=v) for k, v in files.items()]
@@ -79,6 +83,17 @@ def _card(file: Path) -> str:
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(file)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(card.data.base_model)):
+    if not _on_hub(card.data.base_model):
         card.data.base_model = None
     return str(card)
+
+
+def _config(found: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's configuration, likewise."""
+    name = "base_model_name_or_path"
+    return {**found, name: found.get(name) if _on_hub(found.get(name)) else None}
+
+
+def _on_hub(name: object) -> bool:
+    """Whether a base's name is one of the hub, by its form, and no folder's."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))) and not Path(str(name)).exists()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,7 +15,8 @@ from omegaconf import MISSING, OmegaConf
 
 from paw.config.checks import within
 from paw.console import Console
-from paw.errors import ConfigError
+from paw.errors import ConfigError, need
+from paw.evaluation.checks import check_model, check_predictor
 from paw.evaluation.config import PredictConfig
 from paw.evaluation.devices import Engines
 from paw.evaluation.model import Model
@@ -22,15 +24,18 @@ from paw.evaluation.steps import Evaluates
 from paw.launch.check import prepare
 from paw.launch.outline import Outline
 from paw.launch.run import store_of
-from paw.models.adapters import CONFIG
+from paw.models.adapters import CONFIG, made_for
 from paw.models.config import ModelConfig
 from paw.models.load import resolve_runtime
-from paw.models.steps import base, given, model_named
+from paw.models.steps import Base, base, given, model_named
 from paw.report.page import dataset_of
 from paw.serve import Answering, serve
 from paw.tasks.evaluate import owner, short
+from paw.text import first_line
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
+
+log = logging.getLogger("paw")
 
 
 @dataclass
@@ -53,38 +58,50 @@ class Config(Evaluates):
 def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> None:
     """
     Raises:
-        ConfigError: Gradio is not installed, the port is taken, or the run is none.
+        ConfigError: Gradio is not installed, the page cannot be opened, or the run is none.
+        PawError: what is wrong with a model or an adapter.
     """
-    if find_spec("gradio") is None:
-        raise ConfigError('task=serve: needs Gradio. Install it: pip install "paw[serve]"')
+    need("gradio", "serve", "task=serve")
     console = Console(c.verbosity)
-    dataset = dataset_of(_held(c.run)["dataset"]) if c.run else c.dataset
-    answering = Answering(_systems(c, console), dataset, c.predict, threading.Lock())
+    asked = Run(c, Path(c.run).expanduser()) if c.run else None
+    systems = _systems(c, asked, console)
+    dataset = c.dataset if asked is None else asked.dataset
     console.close()
-    console.say(f"http://{c.host}:{c.port} (Ctrl-C ends it)")
+    answering = Answering(systems, dataset, c.predict, threading.Lock())
     try:
-        serve(answering, Path(c.paths.outputs), c.host, c.port, wait=True)
-    except OSError as e:
-        raise ConfigError(f"port={c.port}: cannot be used ({e}). Choose another.") from None
+        page = serve(answering, Path(c.paths.outputs), c.host, c.port)
+    except Exception as e:  # whatever the server or the way to it raises
+        raise ConfigError(
+            f"host={c.host} port={c.port}: the page cannot be opened ({first_line(e)[:200]}). "
+            f"Choose another port; behind a proxy, set no_proxy={c.host}."
+        ) from None
+    log.info("http://%s:%s (Ctrl-C ends it)", c.host, c.port)
+    page.block_thread()
 
 
-def _systems(c: Config, console: Console) -> dict[str, Model]:
+def _systems(c: Config, asked: Run | None, console: Console) -> dict[str, Model]:
     """Every base, alone and with each adapter that is for it. A base is loaded when it is asked for
     the first time, and stays."""
-    wanted, paths = _of_run(_held(c.run), Path(c.run)) if c.run else ([], list(c.adapters))
-    wanted += [model_named(name) for name in c.models]
-    bases = [base(c, model) for model in wanted or [c.source, c.target]]
-    store = store_of(c)
-    for text in prepare(c, Outline(label="serve", first=[b.node for b in bases]), store, console):
+    wanted, paths = ([], list(c.adapters)) if asked is None else (asked.models, asked.adapters)
+    wanted = [*wanted, *map(model_named, c.models)] or [c.source, c.target]
+    if asked is not None and c.paths.models_dir is None:
+        c = replace(c, paths=replace(c.paths, models_dir=asked.models_dir))
+    bases, store = [base(c, model) for model in wanted], store_of(c)
+    outline = Outline(label="serve", first=[b.node for b in bases])
+    for text in prepare(c, outline, store, console):
         console.warn(text)
+    for one in bases:
+        check_model("generate", one.path)
+    owners = {p: (asked and asked.owner(p, bases)) or owner(c, p, bases) for p in paths}
     found: dict[str, Model] = {}
     for one in bases:
-        engines, mine = Engines(), [p for p in paths if owner(c, p, bases) is one]
+        engines, mine = Engines(), [p for p in paths if owners[p] is one]
         nodes = {f"{one.name} + {short(p, paths)}": given(p, one) for p in mine}
         outline = Outline(label="serve", first=list(nodes.values()))
         for text in prepare(c, outline, store, console):
             console.warn(text)
         for name, node in {one.name: None, **nodes}.items():
+            check_predictor("generate", node.path if node else None)
             found[name] = Model(
                 base=store.file(one.path),
                 adapter=store.file(node.path) if node else None,
@@ -96,27 +113,45 @@ def _systems(c: Config, console: Console) -> dict[str, Model]:
     return found
 
 
-def _held(run: str) -> dict[str, Any]:
-    """The configuration of a run.
+class Run:
+    """What a run worked with, by its config.yaml and its adapters.
 
     Raises:
         ConfigError: it is no folder of a run.
     """
-    file = Path(run) / "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"run: {run} is no run folder. Give one of outputs/runs.")
-    held: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return held
 
+    def __init__(self, c: Config, folder: Path) -> None:
+        file = folder / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"run: {folder} is no run folder. Give one of outputs/runs.")
+        self.held: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        self.folder = folder
+        self.dataset = dataset_of(self.held["dataset"]) if "dataset" in self.held else c.dataset
+        self.models_dir: str | None = self.held.get("paths", {}).get("models_dir")
 
-def _of_run(held: dict[str, Any], folder: Path) -> tuple[list[ModelConfig], list[str]]:
-    """The models and the adapters of a run."""
-    models: dict[str, ModelConfig] = {}
-    for place in ("source", "target"):
-        if place in held:
-            schema = OmegaConf.structured(ModelConfig)
-            model = OmegaConf.to_object(OmegaConf.merge(schema, held[place]))
-            assert isinstance(model, ModelConfig)
-            models.setdefault(model.name, model)
-    there = sorted(p.parent for p in (folder / "adapters").glob(f"*/{CONFIG}"))
-    return list(models.values()), [str(p) for p in there]
+    @cached_property
+    def models(self) -> list[ModelConfig]:
+        """Those that it named, or its source and target."""
+        if named := self.held.get("models"):
+            return [model_named(name) for name in named]
+        found: dict[str, ModelConfig] = {}
+        for place in ("source", "target"):
+            if place in self.held:
+                schema = OmegaConf.structured(ModelConfig)
+                model = OmegaConf.to_object(OmegaConf.merge(schema, self.held[place]))
+                assert isinstance(model, ModelConfig)
+                found.setdefault(model.name, model)
+        return list(found.values())
+
+    @cached_property
+    def adapters(self) -> list[str]:
+        there = sorted(p.parent for p in (self.folder / "adapters").rglob(CONFIG))
+        return [*map(str, there), *self.held.get("adapters", [])]
+
+    def owner(self, path: str, bases: Sequence[Base]) -> Base | None:
+        """Of an adapter from elsewhere, which does not say its base: by its folder's name."""
+        if made_for(path) is not None or Path(path).parent.parent != self.folder:
+            return None
+        place = "source" if Path(path).name == "source" else "target"
+        name = self.held.get(place, {}).get("name")
+        return next((one for one in bases if one.name == name), None)
