@@ -74,8 +74,9 @@ def main() -> None:
                 text = text.replace(before, now, 1)
         except RuntimeError as e:
             sys.exit(str(e))
-    if not asked.check:
-        DOCUMENT.write_text(text, encoding="utf-8")
+        finally:  # what was run until a failure, too
+            if not asked.check:
+                DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -158,8 +158,9 @@ def test_a_whole_task_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for more, says in (
         ("plan=true", "Leave plan out"),
         ("seed=0,1", "several values are a sweep"),
-        ("task=artifacts", "has no steps"),
     ):
         with pytest.raises(ConfigError, match=says):
             api.run(*ask, more)
+    with pytest.raises(ConfigError, match="task=artifacts has no steps"):
+        api.run("task=artifacts", "prune=true")
     assert len(list((tmp_path / "outputs" / "runs").iterdir())) == 1

@@ -96,7 +96,8 @@ def tell(folder: Path, report: Report, *, seconds: float, kept: Sequence[str], w
         kept: what lies in the folder beside the report, by name.
         whole: with every column of the table, however wide.
     """
-    if said := verdict(found(report)):
+    said = verdict(found(report))
+    if report.systems and said:  # where there is no table, the details begin with it
         log.info("\n%s", said)
     if report.systems:
         log.info("\n%s", table(report.systems, report.claims, None if whole else WIDTH))
