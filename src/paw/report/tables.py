@@ -34,13 +34,15 @@ def table(systems: Sequence[System], claims: Sequence[Claim], width: int | None 
     largest, and seconds are those of all draws.
 
     Args:
-        width: characters that a line may have; columns that say less are left out.
+        width: characters that a line may have; columns without figures are left out then, and
+            those that say less.
     """
     extra = {
         k: v for k, v in EXTRA.items() if any(getattr(s.result, k) is not None for s in systems)
     }
     rows = [_cells(several, extra, claims) for several in draws(systems, lambda s: s)]
-    return table_within(rows, width, SPARE)
+    columns = [c for c in rows[0] if width is None or any(row[c] != "–" for row in rows)]
+    return table_within(rows, width, SPARE, columns)
 
 
 def _cells(
