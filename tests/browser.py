@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +103,15 @@ def looked_at(run: Path, beside: Path) -> dict[str, Any]:
     assert said == ""
     assert narrow["wide"] <= narrow["room"]
     return light
+
+
+def answered(url: str, server: subprocess.Popen[Any]) -> bytes:
+    """What a server answers, as soon as it does."""
+    for _ in range(200):
+        assert server.poll() is None, "it has ended"
+        try:
+            with urllib.request.urlopen(url) as answer:
+                return bytes(answer.read())
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(f"nobody answers at {url}")

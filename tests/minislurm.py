@@ -37,7 +37,7 @@ def missing(auth: str = "munge") -> list[str]:
     return [n for n in (*NEEDED, *(("munged",) if auth == "munge" else ())) if _find(n) is None]
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     socks = [socket.socket() for _ in range(n)]
     try:
         for s in socks:
@@ -270,7 +270,7 @@ class MiniSlurm:
     # ---- configuration -----------------------------------------------------------
     def _write_conf(self) -> None:
         r, host = self.root, socket.gethostname()
-        ports = _free_ports(1 + self.nodes)
+        ports = free_ports(1 + self.nodes)
         user = "root" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
         lines = [
             "ClusterName=mini",

@@ -70,7 +70,7 @@ def test_peaks_are_not_reset_before_cuda_is_used(monkeypatch: pytest.MonkeyPatch
 def test_how_busy_processors_and_gpus_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of its own that works all the time, and one that has ended."""
     work = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"
-    monkeypatch.setattr(meters, "_gpu_percent", lambda: 60.0)
+    monkeypatch.setattr(meters, "_gpu_percents", lambda: {0: 40.0, 1: 80.0})
     with Meter() as meter, subprocess.Popen([sys.executable, "-c", work.format(30)]) as child:
         subprocess.run([sys.executable, "-c", work.format(1)], check=True)
         time.sleep(1.5)

@@ -19,12 +19,11 @@ from paw.evaluation.result import EvaluateResult
 from paw.evaluation.statistics import Gap, interval, standard_error
 from paw.report.claims import Claim, Effect, Recovered, beside, comparisons_of, judge, recovered_by
 from paw.report.compare import compare
-from paw.report.files import Report, found, row, summarise, write
+from paw.report.files import Report, row, summarise, write
 from paw.report.model import StepRow, System
 from paw.report.records import file_names, publish, read_run
 from paw.report.sentences import sentences
 from paw.report.tables import EXTRA, steps_section, table
-from paw.report.verdict import verdict
 from paw.store import Artifact
 from test_compare import Z95, records
 
@@ -404,14 +403,10 @@ def test_the_verdict_is_one_sentence_with_its_interval(tmp_path: Path) -> None:
     claims = [recovered(one, 0.6, 0.5, 0.75), Effect(one, compare(one, other))]
 
     def said(*claims: Claim, remarks: Sequence[str] = ()) -> str:
-        return verdict(
-            found(
-                Report(
-                    title="t", command="c", about={}, systems=[other, one], records=["a", "b"],
-                    claims=claims, remarks=remarks,
-                )
-            )
-        )  # fmt: skip
+        return Report(
+            title="t", command="c", about={}, systems=[other, one], records=["a", "b"],
+            claims=claims, remarks=remarks,
+        ).verdict  # fmt: skip
 
     assert said(*claims) == "one recovers 60 % [50 %, 75 %] of the gap."
     assert said(*claims, remarks=["Unfinished: no room."]) == "Unfinished: no room."

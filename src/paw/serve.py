@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Answering:
     systems: Mapping[str, Model]
     dataset: DatasetConfig
     config: PredictConfig
-    lock: threading.Lock
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, text: str, names: Sequence[str], tokens: int, raw: bool) -> Iterator[str]:
         """Answers, greedily, as cards of a page; one more each time.

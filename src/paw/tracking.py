@@ -107,18 +107,19 @@ class _Guarded:
 
     def finish(self) -> None:
         """What was told until a failure is kept, too."""
-        failed, self._failed = self._failed, False
-        self._try(lambda t: t.finish(), quiet=failed)
+        self._guard(lambda t: t.finish())
 
-    def _try(self, act: Callable[[Tracker], None], quiet: bool = False) -> None:
-        if self._failed:
-            return
+    def _try(self, act: Callable[[Tracker], None]) -> None:
+        if not self._failed:
+            self._guard(act)
+
+    def _guard(self, act: Callable[[Tracker], None]) -> None:
         try:
             act(self._inner)
         except Exception as e:
-            self._failed = True
-            if not quiet:
+            if not self._failed:
                 _without(self._name, "failed", e)
+            self._failed = True
 
 
 def _without(name: str, what: str, error: Exception) -> None:
@@ -256,7 +257,7 @@ class _Csv:
         self._file.flush()
 
     def keep(self, left: Left) -> None:
-        pass  # it lies beside them
+        pass  # it is of numbers; figures and report lie beside it
 
     def finish(self) -> None:
         self._file.close()

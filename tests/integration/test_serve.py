@@ -8,14 +8,13 @@ import re
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from browser import document
+from browser import answered, document
 from conftest import PRECISION, QUICK, Launch, Paw
+from minislurm import free_ports
 from paw.errors import ConfigError
 
 pytestmark = pytest.mark.slow
@@ -40,9 +39,7 @@ def test_systems_are_asked_side_by_side(
             "predict.raw=true", "predict.max_new_tokens=4", "dataset=facts",
         )  # fmt: skip
         expected[name] = json.loads(capsys.readouterr().out)["output"]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    [port] = free_ports(1)
     command = [
         sys.executable,
         "-m",
@@ -56,7 +53,7 @@ def test_systems_are_asked_side_by_side(
         server = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait(address, server)
+        answered(address, server)
         said = Client(address, verbose=False).predict(
             ASKED, list(expected), 4, True, api_name="/ask"
         )
@@ -93,14 +90,3 @@ def test_what_cannot_be_served_is_one_line(launch: Launch, paw: Paw, tmp_path: P
     assert done.returncode == 2
     assert "the page cannot be opened" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def _wait(address: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(200):
-        assert server.poll() is None, "it has ended"
-        try:
-            urllib.request.urlopen(address).close()
-            return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"nobody answers at {address}")

@@ -7,20 +7,17 @@ import csv
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from browser import document
+from browser import answered, document
 from conftest import PRECISION
+from minislurm import free_ports
 
 pytestmark = pytest.mark.slow
 KEYS = {
@@ -94,13 +91,11 @@ def test_every_tracker_holds_the_run(run: Path, place: Path) -> None:
 
 def test_swanlabs_dashboard_shows_it(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("swanboard")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    [port] = free_ports(1)
     command = [sys.executable, "-m", "swanlab", "watch", str(run / "swanlog"), "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        asked = _json(f"http://127.0.0.1:{port}/api/v1/project")
+        asked = json.loads(answered(f"http://127.0.0.1:{port}/api/v1/project", server))
         [experiment] = asked["data"]["experiments"]
         assert experiment["name"] == "five steps"
         charts = f"http://127.0.0.1:{port}/experiment/{experiment['id']}/chart"
@@ -111,14 +106,3 @@ def test_swanlabs_dashboard_shows_it(run: Path, tmp_path: Path) -> None:
     finally:
         server.terminate()
         server.wait()
-
-
-def _json(url: str) -> Any:
-    """What the server answers, as soon as it does."""
-    for _ in range(100):
-        try:
-            with urllib.request.urlopen(url) as answer:
-                return json.load(answer)
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(f"nobody answers at {url}")

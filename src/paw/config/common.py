@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional, TypeVar
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 from paw.config.checks import one_of, within
 from paw.config.trackers import TrackerConfig
@@ -13,6 +14,7 @@ from paw.errors import ConfigError
 
 # ruff: noqa: UP045 - OmegaConf 2.3 wants Optional spelt out
 
+C = TypeVar("C")
 VERBOSITY = ("quiet", "normal", "verbose")
 
 
@@ -82,3 +84,10 @@ class RunConfig:
         """Rules between groups: a part adds its own, and calls the next."""
         one_of("dispatch", self.dispatch, ("jobs", "steps"))
         one_of("verbosity", self.verbosity, VERBOSITY)
+
+
+def read_as(schema: type[C], held: Mapping[str, Any]) -> C:
+    """What a yaml file holds of a group, as its dataclass."""
+    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(held)))
+    assert isinstance(made, schema)
+    return made

@@ -158,9 +158,7 @@ def read_rows(file: Path, role: str) -> list[Group]:
         try:
             row = json.loads(line)
             texts = row.get("texts") or [row.get("prompt") or row["text"]]
-            if not isinstance(texts, list) or not all(
-                isinstance(t, str) and t.strip() for t in texts
-            ):
+            if not isinstance(texts, list) or not all(map(_is_text, texts)):
                 raise ValueError("texts are a list of texts that are not empty")
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise DataError(

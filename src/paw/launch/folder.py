@@ -10,11 +10,10 @@ from pathlib import Path
 
 from paw.report import records
 from paw.report.card import write_card
-from paw.report.files import Report, found, row, write
+from paw.report.files import Report, row, write
 from paw.report.model import System
 from paw.report.page import PAGE, write_page
 from paw.report.tables import table
-from paw.report.verdict import verdict
 from paw.store import MANIFEST
 from paw.text import WIDTH, first_line
 from paw.tracking import Left
@@ -96,7 +95,7 @@ def tell(folder: Path, report: Report, *, seconds: float, kept: Sequence[str], w
         kept: what lies in the folder beside the report, by name.
         whole: with every column of the table, however wide.
     """
-    said = verdict(found(report))
+    said = report.verdict
     if report.systems and said:  # where there is no table, the details begin with it
         log.info("\n%s", said)
     if report.systems:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
-from paw.config.common import RunConfig
+from paw.config.common import RunConfig, read_as
 from paw.errors import ConfigError, nearest
 from paw.graph import Check, Node, Source, Step, View
 from paw.models.adapters import (
@@ -132,10 +131,7 @@ def model_named(name: str) -> ModelConfig:
     known = choices("model")
     if name in known:
         register_embedded()
-        chosen = yaml.safe_load(known[name].read_text())
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), chosen))
-        assert isinstance(found, ModelConfig)
-        return found
+        return read_as(ModelConfig, yaml.safe_load(known[name].read_text()))
     path = Path(name).expanduser()
     if path.exists():
         return ModelConfig(name=path.resolve().name.removesuffix(".gguf"), path=str(path))

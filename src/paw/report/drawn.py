@@ -19,7 +19,6 @@ INK = "#010203"  # replaced by the page's colour of text
 COLOURS = ("#2f7ed8", "#e0812b", "#3a9d5d", "#c0456b", "#7d5fc2", "#8a8d91")
 WIDE = 7.6  # inches
 LONG = 42  # characters of a row's label
-FOLDER = "figures"
 SHOWN = 40  # rows of a figure at most
 Json = Mapping[str, Any]
 
@@ -141,13 +140,6 @@ def svg(figure: Figure) -> str:
     )
 
 
-def png(figure: Figure, folder: Path, name: str) -> str:
-    """Writes a figure into figures/ of a folder.
-
-    Returns:
-        Its file within the folder.
-    """
-    file = folder / FOLDER / f"{name}.png"
+def png(figure: Figure, file: Path, dpi: int = 140) -> None:
     with replacing(file) as part:
-        figure.savefig(part, format="png", dpi=140, facecolor="white")
-    return str(file.relative_to(folder))
+        figure.savefig(part, format="png", dpi=dpi, facecolor="white")

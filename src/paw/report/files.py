@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,48 @@ class Report:
     remarks: Sequence[str] = ()  # sentences of the task: why it stopped, whether it can work
     steps: Sequence[StepRow] = ()
 
-    @property
+    @cached_property
     def said(self) -> list[str]:
         """All that is said of the run, a sentence each."""
         warnings = (f"Warning: {text}" for text in self.warnings)
         return [*warnings, *self.remarks, *sentences(self.claims)]
 
+    @cached_property
+    def plain(self) -> dict[str, Any]:
+        """What results.json holds."""
+        systems = []
+        for system, file in zip(self.systems, self.records, strict=True):
+            recovered = recovered_by(system, self.claims)
+            systems.append(
+                {
+                    **row(system, self.claims),
+                    "gap": recovered and asdict(recovered.gap),
+                    "gap_by_likelihood": recovered and asdict(recovered.by_likelihood),
+                    "versus": [c.plain() for c in comparisons_of(system, self.claims)],
+                    "records": file,
+                    "artifacts": {a.stage: str(a.path) for a in system.stages},
+                }
+            )
+        whole = {
+            "title": self.title,
+            "command": self.command,
+            **self.about,
+            "method": next((c.system.name for c in self.claims if isinstance(c, Recovered)), None),
+            "said": self.said,
+            "systems": systems,
+            "steps": [asdict(step) for step in self.steps],
+        }
+        made: dict[str, Any] = _finite(whole)
+        return made
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.plain)
+
 
 def write(folder: Path, report: Report) -> None:
     """results.json and results.csv, each whole or not at all."""
-    text = json.dumps(found(report), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(report.plain, indent=1, allow_nan=False) + "\n"
     write_text(folder / "results.json", text)
     if report.systems:
         write_text(folder / "results.csv", _csv(report))
@@ -82,34 +115,6 @@ def row(system: System, claims: Sequence[Claim]) -> dict[str, Any]:
     }
 
 
-def found(report: Report) -> dict[str, Any]:
-    """What results.json holds."""
-    systems = []
-    for system, file in zip(report.systems, report.records, strict=True):
-        recovered = recovered_by(system, report.claims)
-        systems.append(
-            {
-                **row(system, report.claims),
-                "gap": recovered and asdict(recovered.gap),
-                "gap_by_likelihood": recovered and asdict(recovered.by_likelihood),
-                "versus": [c.plain() for c in comparisons_of(system, report.claims)],
-                "records": file,
-                "artifacts": {a.stage: str(a.path) for a in system.stages},
-            }
-        )
-    whole = {
-        "title": report.title,
-        "command": report.command,
-        **report.about,
-        "method": next((c.system.name for c in report.claims if isinstance(c, Recovered)), None),
-        "said": report.said,
-        "systems": systems,
-        "steps": [asdict(step) for step in report.steps],
-    }
-    plain: dict[str, Any] = _finite(whole)
-    return plain
-
-
 def _csv(report: Report) -> str:
     rows = [row(system, report.claims) for system in report.systems]
     text = io.StringIO()
@@ -121,11 +126,10 @@ def _csv(report: Report) -> str:
 
 def _summary(report: Report, figures: Mapping[str, str]) -> str:
     """The verdict, then its details. Sections with nothing in them are left out."""
-    said = verdict(found(report))
     images = "\n\n".join(f"![{title}]({file})" for title, file in figures.items())
     parts = [
         f"# {report.title}",
-        f"**{said}**" if said else "",
+        f"**{report.verdict}**" if report.verdict else "",
         f"    {report.command}",
         "\n".join(f"- {key}: {value}" for key, value in report.about.items()),
         table(report.systems, report.claims) if report.systems else "",

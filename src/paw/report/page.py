@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from paw.config.common import read_as
 from paw.data.config import DatasetConfig
 from paw.data.example import Example, words
 from paw.data.load import examples, find_split
@@ -48,7 +49,9 @@ def write_page(folder: Path, store: Path) -> dict[str, str]:
     """
     run = Run(folder, store)
     write_text(folder / PAGE, rendered("run.html", run=run, python=platform.python_version()))
-    return {f.title: drawn.png(f.drawn, folder, f.name) for f in run.figures}
+    for figure in run.figures:
+        drawn.png(figure.drawn, folder / figure.file)
+    return {figure.title: figure.file for figure in run.figures}
 
 
 def rendered(template: str, **shown: Any) -> str:
@@ -70,6 +73,11 @@ class Figure:
     name: str  # of its file
     title: str
     drawn: Any  # matplotlib's Figure
+
+    @property
+    def file(self) -> str:
+        """Within the run's folder."""
+        return f"figures/{self.name}.png"
 
     @property
     def svg(self) -> str:
@@ -226,21 +234,13 @@ class Run:
         """The questions' texts; none where the data are no longer there."""
         config = yaml.safe_load(self.config) or {}
         try:
-            dataset = dataset_of(config["dataset"])
+            dataset = read_as(DatasetConfig, config["dataset"])
             split = config["evaluate"].get("split") or dataset.eval_split
             file = find_split(dataset, split, config["paths"].get("data_dir"))
             found = examples(file, dataset, split) if file is not None else []
         except (PawError, KeyError, TypeError):
             return {}
         return {e.id: e for e in found}
-
-
-def dataset_of(held: Json) -> DatasetConfig:
-    from omegaconf import OmegaConf
-
-    made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DatasetConfig), dict(held)))
-    assert isinstance(made, DatasetConfig)
-    return made
 
 
 def _flip(example: Example | None, name: str, before: Json, after: Json) -> Flip:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paw.evaluation.statistics import Gap
 from paw.report.claims import Claim, recovered_by
 from paw.report.model import Draws, StepRow, System, draws
-from paw.text import table_within
+from paw.text import figure, table_within
 
 # Figures of heads and of marked choices: columns where any system has them.
 EXTRA = {"f1": "F1", "f1_macro": "F1 macro", "precision": "precision", "recall": "recall"}
@@ -102,11 +102,11 @@ def steps_section(steps: Sequence[StepRow]) -> str:
             "step": s.name,
             "from": ", ".join(s.needs) or "–",
             "state": s.state,
-            "seconds": "–" if s.seconds is None else f"{s.seconds:.1f}",
-            "RAM MiB": "–" if s.ram_mib is None else f"{s.ram_mib:.0f}",
-            "GPU MiB": "–" if s.gpu_mib is None else f"{s.gpu_mib:.0f}",
-            "CPU %": "–" if s.cpu_percent is None else f"{s.cpu_percent:.0f}",
-            "GPU %": "–" if s.gpu_percent is None else f"{s.gpu_percent:.0f}",
+            "seconds": figure(s.seconds, ".1f"),
+            "RAM MiB": figure(s.ram_mib, ".0f"),
+            "GPU MiB": figure(s.gpu_mib, ".0f"),
+            "CPU %": figure(s.cpu_percent, ".0f"),
+            "GPU %": figure(s.gpu_percent, ".0f"),
         }
         for s in steps
     ]

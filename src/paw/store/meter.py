@@ -31,9 +31,8 @@ class Meter:
         self._process = psutil.Process()
         self._family: list[psutil.Process] = []
         self._looked = 0.0
-        self._busy: list[float] = []  # percent of the GPUs, a sample a second
+        self._busy: list[float] = []  # percent of each GPU, a sample a second
         self._peak = self._resident()
-        self._busy.clear()  # until now
         self._worked = self._cpu_seconds()
         self._began = time.perf_counter()
         self._done = threading.Event()
@@ -48,8 +47,12 @@ class Meter:
         self._thread.join()
 
     def _sample(self) -> None:
+        asked = time.monotonic()  # of the GPUs: not of what was before
         while not self._done.wait(INTERVAL):
             self._peak = max(self._peak, self._resident())
+            if time.monotonic() - asked >= FAMILY:
+                asked = time.monotonic()
+                self._busy += _gpu_percents().values()
 
     def _resident(self) -> int:
         now = time.monotonic()
@@ -57,8 +60,6 @@ class Meter:
             self._looked = now
             with contextlib.suppress(psutil.Error):
                 self._family = self._process.children(recursive=True)
-            if (busy := _gpu_percent()) is not None:
-                self._busy.append(busy)
         total = int(self._process.memory_info().rss)
         for process in self._family:
             with contextlib.suppress(psutil.Error):  # it has ended since
@@ -123,7 +124,7 @@ def _cuda() -> Any:
 
 def usage() -> dict[str, float]:
     """What this process and all that it has started use right now: percent of one core, resident
-    MiB; and of every NVIDIA GPU of this machine the percent and the MiB in use."""
+    MiB; and of every NVIDIA GPU that it may use the percent and the MiB in use."""
     family = [psutil.Process()]
     with contextlib.suppress(psutil.Error):
         family += family[0].children(recursive=True)
@@ -133,24 +134,25 @@ def usage() -> dict[str, float]:
             known = _kept(process.pid)  # percent is since the last call of the same object
             found["cpu_percent"] += known.cpu_percent()
             found["ram_mib"] += known.memory_info().rss / 2**20
+    for device, percent in _gpu_percents().items():
+        import pynvml
+
+        found[f"gpu{device}_percent"] = percent
+        with contextlib.suppress(pynvml.NVMLError):
+            used = pynvml.nvmlDeviceGetMemoryInfo(_gpus()[device]).used
+            found[f"gpu{device}_mib"] = used / 2**20
+    return {key: round(value, 1) for key, value in found.items()}
+
+
+def _gpu_percents() -> dict[int, float]:
+    """How busy each NVIDIA GPU is right now, of those that this process may use."""
+    found = {}
     for device, handle in enumerate(_gpus()):
         import pynvml
 
         with contextlib.suppress(pynvml.NVMLError):
-            found[f"gpu{device}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            found[f"gpu{device}_mib"] = pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**20
-    return {key: round(value, 1) for key, value in found.items()}
-
-
-def _gpu_percent() -> float | None:
-    """How busy NVIDIA's GPUs are right now, in the mean over those that this process may use."""
-    found = []
-    for handle in _gpus():
-        import pynvml
-
-        with contextlib.suppress(pynvml.NVMLError):
-            found.append(float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
-    return sum(found) / len(found) if found else None
+            found[device] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    return found
 
 
 @lru_cache(maxsize=256)

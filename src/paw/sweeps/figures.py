@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from paw.store import replacing
+from paw.report.drawn import png
 from paw.sweeps.best import ACCURACY, measure, share_by
 from paw.sweeps.table import Row, last, shown
 
@@ -33,8 +33,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 
 def _save(folder: Path, name: str, figure: Any) -> str:
-    with replacing(folder / name) as beside:
-        figure.savefig(beside, dpi=110, format="png")
+    png(figure, folder / name, dpi=110)
     return name
 
 

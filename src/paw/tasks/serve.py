@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,16 +10,19 @@ from pathlib import Path
 from typing import Any, Optional
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from paw.config.checks import within
+from paw.config.common import read_as
 from paw.console import Console
+from paw.data.config import DatasetConfig
 from paw.errors import ConfigError, need
 from paw.evaluation.checks import check_model, check_predictor
 from paw.evaluation.config import PredictConfig
 from paw.evaluation.devices import Engines
 from paw.evaluation.model import Model
 from paw.evaluation.steps import Evaluates
+from paw.graph import Node
 from paw.launch.check import prepare
 from paw.launch.outline import Outline
 from paw.launch.run import store_of
@@ -28,7 +30,6 @@ from paw.models.adapters import CONFIG, made_for
 from paw.models.config import ModelConfig
 from paw.models.load import resolve_runtime
 from paw.models.steps import Base, base, given, model_named
-from paw.report.page import dataset_of
 from paw.serve import Answering, serve
 from paw.tasks.evaluate import owner, short
 from paw.text import first_line
@@ -67,7 +68,7 @@ def run(c: Config, overrides: Sequence[str], run_dir: str | None = None) -> None
     systems = _systems(c, asked, console)
     dataset = c.dataset if asked is None else asked.dataset
     console.close()
-    answering = Answering(systems, dataset, c.predict, threading.Lock())
+    answering = Answering(systems, dataset, c.predict)
     try:
         page = serve(answering, Path(c.paths.outputs), c.host, c.port)
     except Exception as e:  # whatever the server or the way to it raises
@@ -87,9 +88,12 @@ def _systems(c: Config, asked: Run | None, console: Console) -> dict[str, Model]
     if asked is not None and c.paths.models_dir is None:
         c = replace(c, paths=replace(c.paths, models_dir=asked.models_dir))
     bases, store = [base(c, model) for model in wanted], store_of(c)
-    outline = Outline(label="serve", first=[b.node for b in bases])
-    for text in prepare(c, outline, store, console):
-        console.warn(text)
+
+    def ready(nodes: Sequence[Node]) -> None:
+        for text in prepare(c, Outline(label="serve", first=nodes), store, console):
+            console.warn(text)
+
+    ready([b.node for b in bases])
     for one in bases:
         check_model("generate", one.path)
     owners = {p: (asked and asked.owner(p, bases)) or owner(c, p, bases) for p in paths}
@@ -97,9 +101,7 @@ def _systems(c: Config, asked: Run | None, console: Console) -> dict[str, Model]
     for one in bases:
         engines, mine = Engines(), [p for p in paths if owners[p] is one]
         nodes = {f"{one.name} + {short(p, paths)}": given(p, one) for p in mine}
-        outline = Outline(label="serve", first=list(nodes.values()))
-        for text in prepare(c, outline, store, console):
-            console.warn(text)
+        ready(list(nodes.values()))
         for name, node in {one.name: None, **nodes}.items():
             check_predictor("generate", node.path if node else None)
             found[name] = Model(
@@ -126,7 +128,9 @@ class Run:
             raise ConfigError(f"run: {folder} is no run folder. Give one of outputs/runs.")
         self.held: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         self.folder = folder
-        self.dataset = dataset_of(self.held["dataset"]) if "dataset" in self.held else c.dataset
+        self.dataset = (
+            read_as(DatasetConfig, self.held["dataset"]) if "dataset" in self.held else c.dataset
+        )
         self.models_dir: str | None = self.held.get("paths", {}).get("models_dir")
 
     @cached_property
@@ -137,9 +141,7 @@ class Run:
         found: dict[str, ModelConfig] = {}
         for place in ("source", "target"):
             if place in self.held:
-                schema = OmegaConf.structured(ModelConfig)
-                model = OmegaConf.to_object(OmegaConf.merge(schema, self.held[place]))
-                assert isinstance(model, ModelConfig)
+                model = read_as(ModelConfig, self.held[place])
                 found.setdefault(model.name, model)
         return list(found.values())
 
