@@ -633,7 +633,8 @@ def test_a_generators_step(decoder: str) -> None:
     assert same(*both(stepped))
 
 
-RESOLVE = ["paw.models.load", "paw.training.memory", "paw.launch.run", "paw.tasks.predict"]
+RESOLVE = ["paw.models.load", "paw.training.memory", "paw.launch.run"]
+RESOLVE += ["paw.tasks.predict", "paw.tasks.serve"]
 PARTS = ["evaluation", "training", "transfer", "refine", "generator", "export"]
 RESOLVE += [f"paw.{part}.steps" for part in PARTS]
 

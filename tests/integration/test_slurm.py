@@ -153,8 +153,13 @@ def test_a_job_that_fails_is_failed_and_leaves_the_others(
     assert good.state.state == "done"
     assert bad.state
     assert bad.state.state == "failed"
-    states = dict(row for row in queue(env, "%i %T") if len(row) == 2)
-    assert (states[str(good.id)], states[str(bad.id)]) == ("COMPLETED", "FAILED")
+
+    def ended() -> bool:
+        """A job has written its last word a moment before Slurm calls it ended."""
+        states = dict(row for row in queue(env, "%i %T") if len(row) == 2)
+        return (states[str(good.id)], states[str(bad.id)]) == ("COMPLETED", "FAILED")
+
+    until(ended, 60)
     log = Path(str(bad.log)).with_name(Path(str(bad.log)).name.replace("_log.out", "_log.err"))
     assert "Traceback" in log.read_text()
     assert "lets no module through" in (sweep_in(tmp_path).folder / "summary.md").read_text()

@@ -55,9 +55,9 @@ def test_a_transfer_points_where_it_does_in_float32(adapter: Path, launch: Launc
         for first, more in (("procrustes", METHODS), ("shift", [])):
             for method in (first, *more):
                 a, b = (moved(found[bits, first], method) for bits in ("float32", precision))
-                # what shift regresses is a difference of two passes, of which 16 bits leave fewer
-                # digits
-                alike = 0.95 if method == "shift" else 0.99
+                # .990 to .999 by processor; what shift regresses is a difference of two passes, of
+                # which 16 bits leave fewer digits
+                alike = 0.95 if method == "shift" else 0.98
                 same = float(torch.cosine_similarity(a, b, dim=0))
                 assert same > alike, (precision, method)
 
