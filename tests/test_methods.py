@@ -168,6 +168,34 @@ def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_pat
         assert torch.equal(shift._capture(known, 1, places, known.held)[last], plain[last])
 
 
+def test_a_half_layer_goes_no_further_than_serves_positions_held_out() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, t = torch.randn(50, 6, generator=draw), torch.eye(4)
+    a, b = torch.randn(2, 6, generator=draw), torch.randn(4, 2, generator=draw)
+    nothing, change = torch.zeros(50, 4), x @ a.T @ b.T
+
+    def step(lacking: Tensor) -> float:
+        return shift._step(shift.Half(nothing, lacking, nothing, nothing, x), t, a, b)
+
+    assert step(0.3 * change) == pytest.approx(0.3)
+    assert step(2 * change) == 1  # it was fitted on more positions than it is judged by
+    assert step(-change) == 0
+
+
+def test_a_sink_does_not_decide_a_half_layer() -> None:
+    """Streams are seen as the next norm leaves them, without positions that are far longer."""
+    draw = torch.Generator().manual_seed(0)
+    before, plain = torch.randn(20, 4, generator=draw), torch.randn(20, 6, generator=draw)
+    after, now, x = before + 0.1, plain * 2, torch.randn(20, 3, generator=draw)
+    seen = shift.Half.of(before, after, plain, now, x)
+    for each in (seen.source, seen.target, seen.source + seen.shift, seen.target + seen.done):
+        assert torch.allclose(each.square().mean(-1), torch.ones(20))
+    assert torch.allclose(seen.done, torch.zeros(20, 6), atol=1e-6)  # a norm does not see a scale
+    assert torch.allclose(seen.x * shift._rms(now), x)
+    sinks = [torch.cat([each, 1000 * each[:1]]) for each in (before, after, plain, now, x)]
+    assert torch.equal(shift.Half.of(*sinks).x, seen.x)
+
+
 def test_shift_refuses_what_does_not_fit_into_memory(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
     with pytest.raises(TransferError, match=r"transfer=shift keeps .* transfer\.memory_gb=0\.001"):

@@ -2,10 +2,13 @@
 of the shift that the adapter gives the source's, seen through a map of the streams, is regressed on
 the inputs of the module that writes next.
 
-Wanted at half layer h: r_t' − r_t ≈ T_h (r_s' − r_s), T_h by ridge from r_s to r_t, its λ chosen on
-held-out positions. The half layers are fitted in order, the target carrying what was fitted so far,
-so each corrects what the earlier ones missed. Adapts o_proj and down_proj only, at the source
-adapter's rank, by reduced-rank regression. No labels and no gradient.
+Wanted at half layer h: n(r_t') − n(r_t) ≈ T_h (n(r_s') − n(r_s)), n the division by the root mean
+square that the next layer's norm begins with, T_h by ridge from n(r_s) to n(r_t), its λ chosen on
+held-out positions. Positions whose stream is far longer than the others' (attention sinks) are left
+out. The half layers are fitted in order, the target carrying what was fitted so far, so each
+corrects what the earlier ones missed; how far each goes is what serves held-out positions best,
+between nothing and all of it. Adapts o_proj and down_proj only, at the source adapter's rank, by
+reduced-rank regression. No labels and no gradient.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 # Of a layer: the stream between its halves, and after it.
 MIDDLE, END = Place("gate_proj", "stream"), Place("layer", "out")
 WRITERS = ((MIDDLE, "o_proj"), (END, "down_proj"))
+SINK = 10  # times the median length of a stream's positions
 
 
 @dataclass
@@ -65,55 +69,116 @@ def fit(
         TransferError: where the streams that are kept do not fit into memory, or an architecture
             has no norm between attention and MLP that is known here.
     """
-    from paw.transfer.linalg import best_penalty, ridge
-
     twins = {t: s for s, t in layers}
     roles = [by_layer(parts) for parts in run.parts]
     streams = [_streams(run.models[side], roles[side]) for side in (0, 1)]
     _refuse_too_much(run, streams, config.memory_gb)
     rank = max(factors.rank for factors in adapter.values())
 
-    plain, plain_held = (_capture(run, 1, streams[1], texts) for texts in (run.fit, run.held))
-    before_held = _capture(run, 0, streams[0], run.held)
-    before, shift = _shift(adapter, run, streams[0], len(plain[0, END]))
-
+    texts = (run.fit, run.held)
+    plain = [_capture(run, 1, streams[1], each) for each in texts]
+    before, after = _of_source(adapter, run, streams[0])
     out: dict[str, Factors] = {}
     steps = [(layer, *writer) for layer in sorted(twins) for writer in WRITERS]
     for done, (layer, half, role) in enumerate(steps, 1):
         stream, twin, module = (layer, half), (twins[layer], half), roles[1][layer][role]
-        x_s, x_t, n = before[twin], plain[stream], len(plain[stream])
-        cross, gram = x_t.T @ x_s / n, x_s.T @ x_s / n
-        penalty = config.map_penalty
-        if penalty is None:
-            penalty = best_penalty(cross, gram, before_held[twin], plain_held[stream])
-        wanted = shift[twin] @ ridge(cross, gram, penalty).T
         entering = (layer, Place(role, "in"))
         seen = {stream: streams[1][stream], entering: run.parts[1][module]}
         with adapted(run.target, run.parts[1], out):
-            now = _capture(run, 1, seen, run.fit)
-        lacking = wanted - (now[stream] - x_t)
-        a, b = reduced_rank(now[entering], lacking, config.penalty, rank)
-        out[module] = Factors(a.cpu(), b.cpu())
+            now = [_capture(run, 1, seen, each) for each in texts]
+        fit, held = (
+            Half.of(
+                before[i][twin],
+                after[i][twin],
+                plain[i][stream],
+                now[i][stream],
+                now[i][entering],
+            )
+            for i in (0, 1)
+        )
+        t = _map(fit, held, config.map_penalty)
+        a, b = reduced_rank(fit.x, fit.lacking(t), config.penalty, rank)
+        out[module] = Factors(a.cpu(), (b * _step(held, t, a, b)).cpu())
         watch.progress(done, len(steps), "half layers")
     return out
 
 
-def _shift(
-    adapter: Mapping[str, Factors], run: ModelPair, streams: Mapping[Space, Part], positions: int
-) -> tuple[dict[Space, Tensor], dict[Space, Tensor]]:
-    """The source's residual streams (positions × width, by space) without its adapter, and what the
-    adapter adds to them; in random order for the placebo of a right pairing."""
+@dataclass(frozen=True)
+class Half:
+    """One half layer at N positions, its streams as the next layer's norm leaves them."""
+
+    source: Tensor  # N×d_s, without the adapter
+    shift: Tensor  # N×d_s, what the adapter adds
+    target: Tensor  # N×d_t, without one
+    done: Tensor  # N×d_t, what was fitted so far adds
+    x: Tensor  # N×n, what enters the module, divided like the stream that it adds to
+
+    @classmethod
+    def of(cls, before: Tensor, after: Tensor, plain: Tensor, now: Tensor, x: Tensor) -> Half:
+        """Of streams (N×width) as they are, and what enters the module (N×n)."""
+        lengths = [_rms(each) for each in (before, after, plain, now)]
+        kept = _usual(lengths[0]) & _usual(lengths[2])
+        s, s2, t, t2 = (
+            (each / length)[kept]
+            for each, length in zip((before, after, plain, now), lengths, strict=True)
+        )
+        return cls(s, s2 - s, t, t2 - t, (x / lengths[3])[kept])
+
+    def lacking(self, t: Tensor) -> Tensor:
+        return self.shift @ t.T - self.done
+
+
+def _rms(x: Tensor) -> Tensor:
+    return x.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
+
+
+def _usual(lengths: Tensor) -> Tensor:
+    found: Tensor = lengths[:, 0] <= SINK * lengths.median() if len(lengths) else lengths[:, 0] > 0
+    return found
+
+
+def _map(fit: Half, held: Half, penalty: float | None) -> Tensor:
+    """T_h: d_t×d_s."""
+    from paw.transfer.linalg import best_penalty, ridge
+
+    n = len(fit.source)
+    cross, gram = fit.target.T @ fit.source / n, fit.source.T @ fit.source / n
+    if penalty is None:
+        penalty = best_penalty(cross, gram, held.source, held.target)
+    return ridge(cross, gram, penalty)
+
+
+def _step(held: Half, t: Tensor, a: Tensor, b: Tensor) -> float:
+    """The share of a correction, from 0 to 1, that leaves the least lacking at positions held out;
+    all of it where none are."""
+    if len(held.x) < 2:
+        return 1.0
+    change = held.x @ a.T @ b.T
+    energy = float(change.square().sum())
+    wanted = float((held.lacking(t) * change).sum())
+    return min(1.0, max(0.0, wanted / energy)) if energy > 0 else 0.0
+
+
+def _of_source(
+    adapter: Mapping[str, Factors], run: ModelPair, streams: Mapping[Space, Part]
+) -> tuple[list[dict[Space, Tensor]], list[dict[Space, Tensor]]]:
+    """The source's residual streams (positions × width, by space) without its adapter and with it,
+    where it is fitted and where it is held out; in random order for the placebo of a right
+    pairing."""
     import torch
 
-    before = _capture(run, 0, streams, run.fit)
+    texts = (run.fit, run.held)
+    before = [_capture(run, 0, streams, each) for each in texts]
     with adapted(run.source, run.parts[0], adapter):
-        after = _capture(run, 0, streams, run.fit)
-    shift = {space: x - before[space] for space, x in after.items()}
+        after = [_capture(run, 0, streams, each) for each in texts]
     if run.config.shuffle is not None:
         generator = torch.Generator().manual_seed(run.config.shuffle)
-        order = torch.randperm(positions, generator=generator).to(run.target.device)
-        before, shift = ({key: x[order] for key, x in each.items()} for each in (before, shift))
-    return before, shift
+        for both in zip(before, after, strict=True):
+            positions = len(next(iter(both[0].values())))
+            order = torch.randperm(positions, generator=generator).to(run.target.device)
+            for found in both:
+                found.update({space: x[order] for space, x in found.items()})
+    return before, after
 
 
 @contextmanager

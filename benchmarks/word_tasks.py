@@ -1,0 +1,84 @@
+"""Two real tasks of single words, small enough for models of 135 M and 270 M parameters on two
+cores: what kind of thing a noun names (WordNet 3.0: the lexicographer's file of its most frequent
+sense, as Debian's package wordnet-base has it), and whether a word is positive or negative (ten
+people's ratings: the lexicon of vaderSentiment).
+
+    python benchmarks/word_tasks.py DATA        writes DATA/nouns and DATA/words
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+NOUNS = Path("/usr/share/wordnet")
+# wninput(5WN) and lexnames(5WN): the files of nouns
+FILES = (
+    "top act animal artifact attribute body cognition communication event feeling food group "
+    "location motive object person phenomenon plant possession process quantity relation shape "
+    "state substance time"
+).split()
+LEAST = 200  # nouns of a kind
+SPLITS = {"train": (0, 1600), "validation": (1600, 1900), "test": (1900, 2400)}
+
+Pair = tuple[str, str]  # a word and its class
+
+
+def nouns(folder: Path = NOUNS) -> list[Pair]:
+    """Single words that WordNet's tagged texts have, with the kind of their most frequent sense;
+    kinds of at least LEAST words."""
+    kind = {}
+    for line in _lines(folder / "data.noun"):
+        offset, file, *_ = line.split()
+        kind[offset] = FILES[int(file) - 3]
+    found = []
+    for line in _lines(folder / "index.noun"):
+        lemma, _, _, pointers, *rest = line.split()
+        _, tagged, first = rest[int(pointers) :][:3]
+        if lemma.isalpha() and int(tagged):
+            found.append((lemma, kind[first]))
+    many = {kind for kind, n in Counter(kind for _, kind in found).items() if n >= LEAST}
+    return [pair for pair in found if pair[1] in many]
+
+
+def words() -> list[Pair]:
+    spec = find_spec("vaderSentiment")
+    if spec is None or spec.submodule_search_locations is None:
+        raise SystemExit("word_tasks: pip install vaderSentiment")
+    text = (Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt").read_text("utf-8")
+    rows = [line.split("\t")[:2] for line in text.splitlines()]
+    return [(w, "positive" if float(v) > 0 else "negative") for w, v in rows if w.isalpha()]
+
+
+def write(folder: Path, pairs: Sequence[Pair]) -> None:
+    drawn = random.Random(0).sample(pairs, max(high for _, high in SPLITS.values()))
+    choices = sorted({answer for _, answer in pairs})
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, (low, high) in SPLITS.items():
+        rows = [
+            {"question": w, "choices": choices, "labels": choices, "answer": a}
+            for w, a in drawn[low:high]
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+    print(folder, Counter(answer for _, answer in drawn).most_common())
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise SystemExit(f"word_tasks: {path} is not there: apt-get install wordnet-base")
+    return [x for x in path.read_text("utf-8").splitlines() if not x.startswith("  ")]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--wordnet", type=Path, default=NOUNS)
+    asked = parser.parse_args()
+    write(asked.data / "nouns", nouns(asked.wordnet))
+    write(asked.data / "words", words())
