@@ -19,10 +19,11 @@ from pathlib import Path
 NOUNS = Path("/usr/share/wordnet")
 # wninput(5WN) and lexnames(5WN): the files of nouns
 FILES = (
-    "top act animal artifact attribute body cognition communication event feeling food group "
-    "location motive object person phenomenon plant possession process quantity relation shape "
-    "state substance time"
-).split()
+    *("top", "act", "animal", "artifact", "attribute", "body", "cognition", "communication"),
+    *("event", "feeling", "food", "group", "location", "motive", "object", "person"),
+    *("phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state"),
+    *("substance", "time"),
+)
 LEAST = 200  # nouns of a kind
 SPLITS = {"train": (0, 1600), "validation": (1600, 1900), "test": (1900, 2400)}
 

@@ -676,7 +676,7 @@ def test_predictions_are_the_same(
 def test_a_pipeline_from_end_to_end(tmp_path: Path) -> None:
     """With refinement: answers are written and learnt, and agreement is found."""
     few = ["train.max_steps=3", "evaluate.limit=6", "transfer.positions=200"]
-    refined = ["refine=sequences", "refine.count=16", "refine.steps=2", "refine.gain_steps=2"]
+    refined = ["refine=tokens", "refine.count=16", "refine.steps=2", "refine.gain_steps=2"]
     ask = ["task=pipeline", "experiment=demo", "transfer.controls=[]", *few, *refined]
 
     def systems(runtime: Runtime) -> Any:

@@ -11,6 +11,7 @@ import torch
 
 from conftest import Silent
 from paw.cli.compose import compose_config
+from paw.data.vocabulary import shared_tokens
 from paw.errors import TransferError
 from paw.models.adapters import Factors, made_for, read_adapter
 from paw.models.layout import heads
@@ -20,7 +21,7 @@ from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import calibrate, evidence
 from paw.transfer.activations import hold_out, pair_texts, seen
-from paw.transfer.anchors import embedding_site, shared_tokens
+from paw.transfer.anchors import embedding_site
 from paw.transfer.config import TransferConfig
 from paw.transfer.controls import transfer_named
 from paw.transfer.linalg import best_penalty, explained
@@ -174,7 +175,7 @@ def test_a_half_layer_goes_no_further_than_serves_positions_held_out() -> None:
     a, b = torch.randn(2, 6, generator=draw), torch.randn(4, 2, generator=draw)
     nothing, change = torch.zeros(50, 4), x @ a.T @ b.T
 
-    def step(lacking: Tensor) -> float:
+    def step(lacking: torch.Tensor) -> float:
         return shift._step(shift.Half(nothing, lacking, nothing, nothing, x), t, a, b)
 
     assert step(0.3 * change) == pytest.approx(0.3)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from conftest import Silent, move
 from paw.cli.compose import compose_config
+from paw.data import vocabulary
 from paw.data.load import examples
 from paw.errors import ConfigError, TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
@@ -896,7 +897,7 @@ def test_spaces_are_seen_where_they_are_said_to_be() -> None:
 def test_letters_of_byte_level_vocabularies_are_gpt2s() -> None:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    assert anchors._alphabet() == {letter: byte for byte, letter in bytes_to_unicode().items()}
+    assert vocabulary._alphabet() == {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def test_hsic_is_the_unbiased_estimator() -> None:

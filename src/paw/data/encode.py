@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from paw.data import tokenise
 from paw.data.config import DatasetConfig
 from paw.data.example import Example
 from paw.data.load import examples, listed
-from paw.data.tokenise import Encoded
+from paw.data.tokenise import Encoded, Shares
 from paw.errors import DataError
 from paw.models.load import check_tokens, is_encoder, limits, load_tokenizer, room
 from paw.store import Input, Stage, Watch, write_text
 
 IDS, BOUNDS, STARTS, LABELS = "ids.npy", "bounds.npy", "starts.npy", "labels.npy"
 WEIGHTS, ABOUT = "weights.npy", "rows.json"
+SOFT = ("soft_counts.npy", "soft_ids.npy", "soft_shares.npy")  # only of rows that have some
 
 
 @dataclass(kw_only=True)
@@ -136,9 +138,25 @@ def write_rows(
     np.save(folder / STARTS, np.array([row.start for row in rows], dtype=np.int32))
     np.save(folder / LABELS, np.array([row.label for row in rows], dtype=np.float32))
     np.save(folder / WEIGHTS, np.array([row.weight for row in rows], dtype=np.float32))
+    if any(row.soft for row in rows):
+        _write_soft(folder, rows)
     write_text(
         folder / ABOUT, json.dumps({"classes": classes and list(classes), "names": list(names)})
     )
+
+
+def _write_soft(folder: Path, rows: Sequence[Encoded]) -> None:
+    """What is learnt in the place of each token of the continuations, row after row: how many
+    tokens, which, and their shares."""
+    each = [x for row in rows for x in row.soft or ((),) * (len(row.ids) - row.start)]
+    found = [pair for shares in each for pair in shares]
+    arrays = (
+        np.array([len(shares) for shares in each], dtype=np.int32),
+        np.array([token for token, _ in found], dtype=np.int32),
+        np.array([share for _, share in found], dtype=np.float32),
+    )
+    for name, array in zip(SOFT, arrays, strict=True):
+        np.save(folder / name, array)
 
 
 def _encoded(found: Sequence[Example], config: EncodeStage, model: Path) -> list[Encoded]:
@@ -163,6 +181,12 @@ class Rows:
         self._ids = np.load(folder / IDS, mmap_mode="r")
         arrays = (np.load(folder / name) for name in (BOUNDS, STARTS, LABELS, WEIGHTS))
         self.bounds, self.starts, self.labels, self.weights = arrays
+        self._soft: tuple[Any, ...] = ()
+        if (folder / SOFT[0]).is_file():
+            counts, *found = (np.load(folder / name, mmap_mode="r") for name in SOFT)
+            # where each row's tokens begin, and where the shares of each token
+            places = np.concatenate([[0], (self.lengths - self.starts).cumsum()])
+            self._soft = (places, np.concatenate([[0], counts.cumsum()]), *found)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -171,7 +195,17 @@ class Rows:
         low, high = self.bounds[index], self.bounds[index + 1]
         ids = tuple(self._ids[low:high].tolist())
         label, weight = float(self.labels[index]), float(self.weights[index])
-        return Encoded(ids, int(self.starts[index]), label, weight)
+        return Encoded(ids, int(self.starts[index]), label, weight, self._shares(index))
+
+    def _shares(self, index: int) -> tuple[Shares, ...]:
+        if not self._soft:
+            return ()
+        places, bounds, tokens, shares = self._soft
+        cuts = bounds[places[index] : places[index + 1] + 1]
+        return tuple(
+            tuple(zip(tokens[a:b].tolist(), shares[a:b].tolist(), strict=True))
+            for a, b in pairwise(cuts)
+        )
 
     @property
     def lengths(self) -> Any:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
 
+Shares = tuple[tuple[int, float], ...]  # tokens, and how much each counts
+
+
 @dataclass(frozen=True)
 class Encoded:
     """Token ids of a context with its continuation, which starts at `start`; or of a text with its
@@ -22,6 +25,9 @@ class Encoded:
     start: int
     label: float = 0.0
     weight: float = 1.0  # of each token of the continuation, in training
+    # Of each token of the continuation what is learnt in its place: tokens with their shares, 1 in
+    # all; of none itself. Empty: of all tokens themselves.
+    soft: tuple[Shares, ...] = ()
 
 
 def encode(

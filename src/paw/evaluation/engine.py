@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from paw.data.tokenise import Encoded
 from paw.errors import StageError
-from paw.evaluation.plan import Batch, Scoring, Writing
+from paw.evaluation.plan import Batch, Likeliest, Scoring, Writing
 from paw.evaluation.trees import Packed, Tree, behind_past, chain, pack, tree, visible
 from paw.models.load import (
     Runtime,
@@ -93,7 +93,7 @@ class Engine:
     def _fitting(self, batch: Batch) -> list[Any]:
         if self._most is None or batch.tokens() <= self._most or not batch.halves():
             try:
-                return self._score(batch) if isinstance(batch, Scoring) else self._write(batch)
+                return self._results(batch)
             except (RuntimeError, MemoryError) as e:
                 if not out_of_memory(e):
                     raise
@@ -109,6 +109,11 @@ class Engine:
             )
             free_memory()
         return [x for half in batch.halves() for x in self._fitting(half)]
+
+    def _results(self, batch: Batch) -> list[Any]:
+        if isinstance(batch, Scoring):
+            return self._score(batch)
+        return self._write(batch) if isinstance(batch, Writing) else self._likeliest(batch)
 
     # ---- a base with an adapter on it
 
@@ -238,6 +243,18 @@ class Engine:
         if "sliding_attention" not in types:
             return additive(None if types else window)
         return {t: additive(window if t == "sliding_attention" else None) for t in types}
+
+    def _likeliest(self, batch: Likeliest) -> list[list[list[tuple[int, float]]]]:
+        from paw.evaluation.likelihood import label_logits
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pad = self._job.pad_id if self._job else 0
+            logits, _ = label_logits(self._whole(), batch.rows, pad)
+        found = logits.softmax(-1).topk(min(batch.top, logits.shape[-1]), dim=-1)
+        each = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        pairs = iter([list(zip(ids, shares, strict=True)) for ids, shares in each])
+        return [[next(pairs) for _ in range(r.start, len(r.ids))] for r in batch.rows]
 
     # ---- writing
 

@@ -57,7 +57,27 @@ class Writing:
         return len(self.prompts)
 
 
-Batch = Scoring | Writing
+@dataclass(frozen=True)
+class Likeliest:
+    """Rows of which the `top` likeliest tokens are wanted, at each token of their continuations: a
+    list a row of pairs (token, probability), for each such token."""
+
+    rows: tuple[Encoded, ...]
+    top: int
+
+    def halves(self) -> list[Likeliest]:
+        half = len(self.rows) // 2
+        cuts = (slice(half), slice(half, None)) if half else ()
+        return [replace(self, rows=self.rows[c]) for c in cuts]
+
+    def tokens(self) -> int:
+        return len(self.rows) * max(len(r.ids) for r in self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+Batch = Scoring | Writing | Likeliest
 
 
 def prefix_of(questions: Sequence[Sequence[Encoded]]) -> tuple[int, ...]:
@@ -104,6 +124,30 @@ def _rows(lengths: Sequence[int], most: int) -> list[list[int]]:
         rows[row].append(i)
         bisect.insort(left, (room - lengths[i], row))
     return sorted(rows, key=lambda row: (-sum(lengths[i] for i in row), row))
+
+
+def plan_likeliest(
+    rows: Sequence[Encoded], tokens: int, reads: int, top: int
+) -> tuple[list[Likeliest], list[int]]:
+    """Rows as batches of like length, and the order in which their results will come.
+
+    Args:
+        tokens, reads: at most so many tokens and read positions a batch, but for a single row.
+        top: tokens wanted at each position.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    batches: list[list[int]] = []
+    read = 0
+    for i in order:
+        needs = len(rows[i].ids) - rows[i].start
+        full = batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]].ids) > tokens
+        if not batches or full or read + needs > reads:
+            batches.append([])
+            read = 0
+        batches[-1].append(i)
+        read += needs
+    plan = [Likeliest(tuple(rows[i] for i in batch), top) for batch in batches]
+    return plan, [i for batch in batches for i in batch]
 
 
 def plan_writing(

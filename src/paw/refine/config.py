@@ -48,6 +48,7 @@ class RefineConfig:
     samples: int = 1
     temperature: float = 1.0  # of answers that are drawn, and of prompts that are written
     beta: float = 1.0  # of signal `contrast`: how much of what the adapter changed
+    top: int = 16  # of signal `tokens`: the likeliest tokens that are kept at each place
     # How it is learnt: a gain for each rank direction first, then the factors.
     start: str = "transferred"  # or fresh
     learn: list[str] = field(default_factory=lambda: list(LEARNS))
@@ -73,6 +74,7 @@ class RefineConfig:
         within("refine.samples", self.samples, 1, 1000)
         within("refine.temperature", self.temperature, 0, 100, open_low=True)
         within("refine.beta", self.beta, 0, 100)
+        within("refine.top", self.top, 1, 10**5)
         within("refine.lr", self.lr, 0, 10, open_low=True)
         within("refine.gain_lr", self.gain_lr, 0, 10, open_low=True)
         within("refine.batch_size", self.batch_size, 1, 10**6)
@@ -121,6 +123,7 @@ class TeachStage:
     samples: int = 1
     temperature: float = 1.0
     beta: float = 1.0
+    top: int = 16
     seed: int = 0
     runtime: Runtime
     trust_remote_code: tuple[bool, bool] = transient((False, False))  # of source and target

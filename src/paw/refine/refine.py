@@ -15,6 +15,7 @@ from paw.data.config import DatasetConfig
 from paw.data.encode import Rows, write_rows
 from paw.data.kinds import kind_named
 from paw.data.tokenise import Encoded, encode
+from paw.data.vocabulary import by_bytes
 from paw.errors import DataError
 from paw.models.adapters import (
     CONFIG,
@@ -27,6 +28,7 @@ from paw.models.adapters import (
     write_adapter,
 )
 from paw.models.load import Runtime, load_tokenizer, room
+from paw.refine.align import Vocabulary
 from paw.refine.teach import about, read_lessons
 from paw.refine.teacher import Lesson
 from paw.store import Context, Input, Stage, Watch, free_memory
@@ -220,8 +222,12 @@ def _encoded(
     pairs = [pair for lesson in lessons for pair in lesson.pairs]
     flat = iter(encode(tokenizer, pairs, config.dataset.chat, close))
     longest, rows = min(config.max_length, room(model) or 10**9), list[list[Encoded]]()
+    vocabulary = Vocabulary(by_bytes(tokenizer))
     for lesson in lessons:
         mine = [replace(next(flat), weight=weight) for weight in lesson.weights]
+        if lesson.places:
+            each = zip(mine, lesson.answers, lesson.places, strict=True)
+            mine = [replace(row, soft=vocabulary.soft(row, a, said)) for row, a, said in each]
         # the first stays first: agreement is with the answer that counts most
         mine.sort(key=lambda row: -row.weight)
         if max(len(row.ids) for row in mine) <= longest:
@@ -246,7 +252,13 @@ def _shuffled(lessons: Sequence[Lesson], seed: int) -> list[Lesson]:
     order = random.Random(seed).sample(range(len(lessons)), len(lessons))
     given = {i: lessons[j] for i, j in zip(order, [*order[1:], order[0]], strict=True)}
     return [
-        replace(one, answers=given[i].answers, weights=given[i].weights, contexts=())
+        replace(
+            one,
+            answers=given[i].answers,
+            weights=given[i].weights,
+            contexts=(),
+            places=given[i].places,
+        )
         for i, one in enumerate(lessons)
     ]
 

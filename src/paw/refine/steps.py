@@ -170,6 +170,7 @@ def _teach(c: Refines, source: Base, target: Base, adapter: Node | None) -> Step
         samples=r.samples,
         temperature=r.temperature,
         beta=r.beta,
+        top=r.top,
         seed=r.seed,
         runtime=resolve_runtime(c.hardware),
         trust_remote_code=(source.config.trust_remote_code, target.config.trust_remote_code),

@@ -45,7 +45,7 @@ class TeachResult:
 
 STAGE = Stage(
     "teach",
-    "1",
+    "2",
     "paw.refine.teach:teach",
     config=TeachStage,
     result=TeachResult,
@@ -116,7 +116,12 @@ def read_lessons(folder: Path) -> list[Lesson]:
     out = []
     for row in map(json.loads, text.splitlines()):
         found = {key: tuple(row[key]) for key in ("answers", "weights", "contexts")}
-        out.append(Lesson(id=row["id"], context=context_of(row["context"]), **found))
+        places = tuple(
+            tuple((at, tuple((text, p) for text, p in said)) for at, said in each)
+            for each in row["places"]
+        )
+        context = context_of(row["context"])
+        out.append(Lesson(id=row["id"], context=context, places=places, **found))
     return out
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from paw.data.example import Turns
 from paw.data.kinds import kind_named
 from paw.data.tokenise import encode, encode_prompts
+from paw.data.vocabulary import by_bytes, offsets
 from paw.errors import DataError
 from paw.evaluation import plan
 from paw.evaluation.model import Model
@@ -20,6 +21,8 @@ from paw.refine.config import TeachStage
 from paw.refine.prompts import Prompt
 
 Pair = tuple["str | Turns", str]  # a context and its continuation
+# Where in an answer, in bytes, a token begins, and how likely each is there, by its text.
+Places = tuple[tuple[int, tuple[tuple[str, float], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Lesson:
     answers: tuple[str, ...]
     weights: tuple[float, ...]
     contexts: tuple[str, ...] = ()  # of each answer, where they differ
+    # Of each answer what might have stood in the place of its tokens; empty where nobody said.
+    places: tuple[Places, ...] = ()
 
     @classmethod
     def offered(cls, prompt: Prompt) -> Lesson:
@@ -120,6 +125,27 @@ class Teacher:
                 out.append(one)
         return out
 
+    def likeliest(self, pairs: Sequence[Pair]) -> list[Places]:
+        """What the speaker finds likely at each token of continuations: texts of tokens, with
+        probabilities that add up to less than 1. Nothing for a continuation whose bytes are not
+        those of its tokens, as where a token reaches into the context."""
+        model = self.speaker
+        texts = {token: text for text, token in by_bytes(model.tokenizer).items()}
+        rows = encode(model.tokenizer, pairs, self.c.dataset.chat)
+        reads = plan.LOGITS[model.device] // len(model.tokenizer)
+        batches = plan.plan_likeliest(rows, plan.TOKENS[model.device], reads, self.c.top)
+        found = dict(model.run(model.job(), *batches))
+        out = list[Places]()
+        for i, (row, (_, answer)) in enumerate(zip(rows, pairs, strict=True)):
+            starts = offsets(row, answer, texts)
+            out.append(
+                tuple(
+                    (at, tuple((text, p) for token, p in shares if (text := _text(texts, token))))
+                    for at, shares in zip(starts, found[i], strict=bool(starts))
+                )
+            )
+        return out
+
     def scores(self, model: Model, pairs: Sequence[Pair]) -> list[tuple[float, int]]:
         """Log-likelihood in nats of each continuation, and its tokens."""
         key = (model.base.fingerprint, model.adapter.fingerprint if model.adapter else "")
@@ -138,3 +164,11 @@ class Teacher:
                 for pair, score in zip(each[i], sums, strict=True):
                     known[pair] = (score, len(rows[pair].ids) - rows[pair].start)
         return [known[pair] for pair in pairs]
+
+
+def _text(texts: Mapping[int, bytes], token: int) -> str:
+    """What a token stands for; nothing for a piece of a character."""
+    try:
+        return texts.get(token, b"").decode()
+    except UnicodeDecodeError:
+        return ""

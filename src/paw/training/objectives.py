@@ -28,7 +28,8 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """Nats of the answers' tokens, each as much as its answer weighs."""
+    """Nats of the answers' tokens, each as much as its answer weighs; where a row has shares for a
+    token, the cross-entropy to these."""
 
     pad_id: int
     packed: bool
@@ -43,11 +44,35 @@ class Answers:
         from paw.evaluation.likelihood import label_logits
 
         logits, labels = label_logits(model, rows, self.pad_id, self.packed)
-        if all(row.weight == 1 for row in rows):
+        soft = any(row.soft for row in rows)
+        if not soft and all(row.weight == 1 for row in rows):
             return cross_entropy(logits, labels, reduction="sum")
         weights = [row.weight for row in rows for _ in range(row.start, len(row.ids))]
-        nats = cross_entropy(logits, labels, reduction="none")
+        if soft:
+            nats = shared_nats(logits, labels, rows)
+        else:
+            nats = cross_entropy(logits, labels, reduction="none")
         return (nats * torch.tensor(weights, device=nats.device)).sum()
+
+
+def shared_nats(
+    logits: torch.Tensor, labels: torch.Tensor, rows: Sequence[Encoded]
+) -> torch.Tensor:
+    """The cross-entropy of each continuation token (n) to what rows have in its place.
+
+    Args:
+        logits: n × vocabulary.
+        labels: the tokens themselves (n), learnt where a row has nothing in their place.
+    """
+    import torch
+
+    given = [s for row in rows for s in row.soft or ((),) * (len(row.ids) - row.start)]
+    each = [s or ((label, 1.0),) for s, label in zip(given, labels.tolist(), strict=True)]
+    width = max(map(len, each))
+    tokens = torch.tensor([[t for t, _ in s] + [0] * (width - len(s)) for s in each])
+    shares = torch.tensor([[p for _, p in s] + [0.0] * (width - len(s)) for s in each])
+    picked = logits.gather(-1, tokens.to(logits.device))
+    return logits.logsumexp(-1) - (picked * shares.to(logits.device)).sum(-1)
 
 
 @dataclass(frozen=True)

@@ -1,49 +1,12 @@
-"""Tokens that two vocabularies share, as anchors between their embedding spaces."""
+"""Tokens that two vocabularies share as anchors between their embedding spaces."""
 
 from __future__ import annotations
-
-import re
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from paw.errors import TransferError
 from paw.transfer.pairing import Site
-
-BLANK = "▁"  # SentencePiece's
-
-
-def shared_tokens(source: Any, target: Any) -> list[tuple[int, int]]:
-    """Token ids (source, target) of the same bytes, leading blank included; special and
-    byte-fallback tokens left out."""
-    ours, theirs = _by_bytes(source), _by_bytes(target)
-    return [(ours[text], theirs[text]) for text in sorted(ours.keys() & theirs.keys())]
-
-
-def _by_bytes(tokenizer: Any) -> dict[bytes, int]:
-    vocabulary, special = tokenizer.get_vocab(), set(tokenizer.all_special_ids)
-    bytelevel = not any(token.startswith(BLANK) for token in vocabulary)
-    out: dict[bytes, int] = {}
-    for token, i in vocabulary.items():
-        if i in special or re.fullmatch(r"<0x[0-9A-Fa-f]{2}>|<[^<>]*\d+>", token):
-            continue
-        if bytelevel:
-            if all(c in _alphabet() for c in token):
-                out[bytes(_alphabet()[c] for c in token)] = i
-        else:
-            out[token.replace(BLANK, " ").encode()] = i
-    return out
-
-
-@lru_cache
-def _alphabet() -> dict[str, int]:
-    """GPT-2's letters for the 256 bytes: printable ones stand for themselves, the others follow
-    from 256 on."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
 
 
 def embedding_site(source: Tensor, target: Tensor, shared: list[tuple[int, int]]) -> Site:

@@ -83,7 +83,8 @@ def _sides(weights: Weights, model: Input, config: TransferStage) -> Callable[[s
 def _residual(
     weights: tuple[Weights, Weights], models: tuple[Input, Input], config: TransferStage
 ) -> Site:
-    from paw.transfer.anchors import embedding_site, shared_tokens
+    from paw.data.vocabulary import shared_tokens
+    from paw.transfer.anchors import embedding_site
 
     for each, model in zip(weights, models, strict=True):
         if EMBEDDINGS not in each.shapes:
