@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import MISSING, Field, field, fields, make_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra.core.config_search_path import ConfigSearchPath
@@ -90,6 +91,21 @@ def register() -> None:
     """Tells Hydra the schemas. Safe to call twice; needed in every process that composes."""
     Plugins.instance()  # finds the launchers, with their schemas
     store = ConfigStore.instance()
+    _register_schemas(tuple(plugins.packages().items()))
+    # In the place of Hydra's own launcher, where a hardware profile chooses no other. An override
+    # in conf/config.yaml would go before those of the profiles.
+    here = {"_target_": "hydra_plugins.paw_launchers.Here"}
+    store.store(group="hydra/launcher", name="basic", node=here, provider="paw")
+    if PluginConfigs not in Plugins.instance().discover(SearchPathPlugin):
+        Plugins.instance().register(PluginConfigs)
+    OmegaConf.register_new_resolver("paw.lr", _lr, replace=True)
+    register_embedded()
+
+
+@lru_cache(maxsize=1)
+def _register_schemas(packages: tuple[tuple[str, Path], ...]) -> None:
+    """Those of paw and of these plugins, once in a process: it takes half a second."""
+    store = ConfigStore.instance()
     store.store(name="paw_schema", node=root())
     # In groups of their own, so that "choose from" lists only what a user can choose.
     for group, part, base in (
@@ -101,14 +117,6 @@ def register() -> None:
             method = getattr(import_module(module), "METHOD", None)
             if method is not None:
                 store.store(group=group, name=name, node=method.schema)
-    # In the place of Hydra's own launcher, where a hardware profile chooses no other. An override
-    # in conf/config.yaml would go before those of the profiles.
-    here = {"_target_": "hydra_plugins.paw_launchers.Here"}
-    store.store(group="hydra/launcher", name="basic", node=here, provider="paw")
-    if PluginConfigs not in Plugins.instance().discover(SearchPathPlugin):
-        Plugins.instance().register(PluginConfigs)
-    OmegaConf.register_new_resolver("paw.lr", _lr, replace=True)
-    register_embedded()
 
 
 def _lr(mode: str, causal: float, classify: float) -> float:

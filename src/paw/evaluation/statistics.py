@@ -8,8 +8,9 @@ which every process would pay. Tests hold them against both.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 RESAMPLES = 10_000
 Z95 = 1.959963984540054  # the normal's quantile of 97.5 %
 ELIGIBLE = 0.03  # of accuracy: below this there is nothing to recover
+BLOCK, KEPT = 100, 2**23  # resamples at a time, and numbers of rows that are kept for the next call
 FEW = 64  # different rows up to which counting them is quicker than drawing them
 
 Vector = NDArray[np.float64]
@@ -75,18 +77,34 @@ def resampled_means(columns: Vector, seed: int = 0, resamples: int = RESAMPLES) 
     Where rows repeat, as right and wrong do, how often each is drawn is all that counts: one
     multinomial draw a resample.
     """
-    rng, n = np.random.default_rng(seed), len(columns)
+    n = len(columns)
     kinds, counts = np.unique(columns, axis=0, return_counts=True)
     if len(kinds) <= FEW:
+        rng = np.random.default_rng(seed)
         drawn: Vector = rng.multinomial(n, counts / n, size=resamples) @ kinds / n
         return drawn
     out, values = np.empty((resamples, columns.shape[1])), np.ascontiguousarray(columns.T)
-    kind = np.uint16 if n <= 2**16 else np.uint32
-    for i in range(resamples):
-        chosen = rng.integers(0, n, n, dtype=kind)
+    done = 0
+    draws = _kept_draws if resamples * n <= KEPT else _draws
+    for chosen in draws(n, seed, resamples):
         for k, column in enumerate(values):
-            out[i, k] = column.take(chosen).sum()
+            out[done : done + len(chosen), k] = column.take(chosen).sum(-1)
+        done += len(chosen)
     return out / n
+
+
+def _draws(n: int, seed: int, resamples: int) -> Iterator[Any]:
+    """The rows of each resample (at most BLOCK × n), block after block."""
+    rng, kind = np.random.default_rng(seed), np.uint16 if n <= 2**16 else np.uint32
+    for done in range(0, resamples, BLOCK):
+        size = min(BLOCK, resamples - done)
+        yield np.stack([rng.integers(0, n, n, dtype=kind) for _ in range(size)]).astype(np.intp)
+
+
+@lru_cache(maxsize=1)
+def _kept_draws(n: int, seed: int, resamples: int) -> tuple[Any, ...]:
+    """The same, kept: a table asks for them once for each of its rows."""
+    return tuple(_draws(n, seed, resamples))
 
 
 def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed: int = 0) -> Gap:
