@@ -3,11 +3,14 @@ placebos of the evidence."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from conftest import Silent
 from paw.cli.compose import compose_config
@@ -16,7 +19,7 @@ from paw.errors import TransferError
 from paw.models.adapters import Factors, made_for, read_adapter
 from paw.models.layout import heads
 from paw.models.load import load_tokenizer
-from paw.models.tensors import Weights
+from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
 from paw.store import Input
 from paw.transfer import calibrate, evidence
@@ -169,18 +172,73 @@ def test_shift_gives_the_stream_most_of_what_the_adapter_gave_the_source(tmp_pat
         assert torch.equal(shift._capture(known, 1, places, known.held)[last], plain[last])
 
 
-def test_a_half_layer_goes_no_further_than_serves_positions_held_out() -> None:
+@pytest.fixture
+def gemma(tmp_path: Path) -> Path:
+    """A Gemma 3 of random weights: a norm stands behind o_proj and down_proj, and those of its
+    weights are far apart."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=len(load_tokenizer(TINY["tiny_llama"])),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    model, folder = AutoModelForCausalLM.from_config(config), tmp_path / "gemma"
+    for name, weight in model.named_parameters():
+        if "layernorm" in name:
+            torch.nn.init.uniform_(weight, -0.8, 0.5)  # counted from 1
+    model.save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(TINY["tiny_llama"] / file, folder / file)
+    return folder
+
+
+def test_shift_gets_through_a_norm_behind_a_module(gemma: Path) -> None:
     draw = torch.Generator().manual_seed(0)
-    x, t = torch.randn(50, 6, generator=draw), torch.eye(4)
-    a, b = torch.randn(2, 6, generator=draw), torch.randn(4, 2, generator=draw)
-    nothing, change = torch.zeros(50, 4), x @ a.T @ b.T
+    factors = {
+        name: Factors(
+            torch.randn(4, into, generator=draw), 0.1 * torch.randn(out, 4, generator=draw)
+        )
+        for name, (out, into) in linear_shapes(gemma).items()
+        if ".layers." in name
+    }
+    known = ModelPair(text(4000), {"source": Input(gemma, "g"), "target": Input(gemma, "g")} | TEXT)
+    config = method("shift", map_penalty=1e-6, penalty=1e-6)
+    found = shift.fit(factors, known, [(i, i) for i in range(3)], config, Silent())  # type: ignore[arg-type]
+    places = shift._streams(known.target, by_layer(known.parts[1]))
+    last = max(places, key=lambda space: (space[0], space[1].side == "out"))
+    ends = []
+    for adapter in ({}, factors, found):
+        with shift.adapted(known.target, known.parts[1], adapter):
+            stream = shift._capture(known, 1, {last: places[last]}, known.held)[last]
+        ends.append(stream / shift._rms(stream))
+    assert explained(ends[1] - ends[0], ends[2] - ends[0]) > 0.5
 
-    def step(lacking: torch.Tensor) -> float:
-        return shift._step(shift.Half(nothing, lacking, nothing, nothing, x), t, a, b)
 
-    assert step(0.3 * change) == pytest.approx(0.3)
-    assert step(2 * change) == 1  # it was fitted on more positions than it is judged by
-    assert step(-change) == 0
+@pytest.mark.parametrize(("share", "kept"), [(-1.0, 0.0), (4.0, 0.25), (1.0, 1.0)])
+def test_no_half_layer_makes_it_worse(
+    share: float, kept: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A correction that points elsewhere is left out, and one that goes too far is cut."""
+    factors = read_adapter(random_adapter("tiny_llama", tmp_path / "adapter"))
+    fitted = shift.reduced_rank
+
+    def astray(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = fitted(*args)
+        return a, share * b
+
+    known = ModelPair(text(3000), models("tiny_llama", "tiny_llama") | TEXT)
+    config = method("shift", map_penalty=1e-6, penalty=1e-6)
+    found = []
+    for regression in (fitted, astray):
+        monkeypatch.setattr(shift, "reduced_rank", regression)
+        [(name, first), *_] = shift.fit(factors, known, [(0, 0)], config, Silent()).items()  # type: ignore[arg-type]
+        assert name.endswith("0.self_attn.o_proj")
+        found.append(first)
+    assert torch.allclose(found[1].b, share * kept * found[0].b, rtol=1e-4, atol=1e-7)
 
 
 def test_a_sink_does_not_decide_a_half_layer() -> None:

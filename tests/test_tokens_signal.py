@@ -10,7 +10,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.test_refine import LLAMA, RUNTIME, lora, model, some_prompts, taught, teacher
 
 from paw.data.encode import Rows, write_rows
 from paw.data.tokenise import Encoded, encode
@@ -21,6 +20,7 @@ from paw.refine.align import Vocabulary
 from paw.refine.signals import signal_named
 from paw.refine.teach import read_lessons
 from paw.training.objectives import Answers, shared_nats
+from test_refine import LLAMA, RUNTIME, lora, model, some_prompts, taught, teacher
 
 QWEN = LLAMA.with_name("tiny_qwen2")
 WORDS = {b" a": 1, b" ab": 2, b"b": 3, b" c": 4, b" x": 5, b"c": 6}

@@ -117,8 +117,8 @@ def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
         ask = [
             f"adapter={method}",
             f"train.max_steps={steps}",
-            "train.batch_size=16",
-            "evaluate.limit=60",
+            "train.batch_size=8",
+            "evaluate.limit=24",
             *more,
         ]
         _, result = train(

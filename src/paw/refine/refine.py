@@ -222,7 +222,8 @@ def _encoded(
     pairs = [pair for lesson in lessons for pair in lesson.pairs]
     flat = iter(encode(tokenizer, pairs, config.dataset.chat, close))
     longest, rows = min(config.max_length, room(model) or 10**9), list[list[Encoded]]()
-    vocabulary = Vocabulary(by_bytes(tokenizer))
+    told = any(lesson.places for lesson in lessons)
+    vocabulary = Vocabulary(by_bytes(tokenizer) if told else {})
     for lesson in lessons:
         mine = [replace(next(flat), weight=weight) for weight in lesson.weights]
         if lesson.places:

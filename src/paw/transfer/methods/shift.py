@@ -6,9 +6,9 @@ Wanted at half layer h: n(r_t') − n(r_t) ≈ T_h (n(r_s') − n(r_s)), n the d
 square that the next layer's norm begins with, T_h by ridge from n(r_s) to n(r_t), its λ chosen on
 held-out positions. Positions whose stream is far longer than the others' (attention sinks) are left
 out. The half layers are fitted in order, the target carrying what was fitted so far, so each
-corrects what the earlier ones missed; how far each goes is what serves held-out positions best,
-between nothing and all of it. Adapts o_proj and down_proj only, at the source adapter's rank, by
-reduced-rank regression. No labels and no gradient.
+corrects what the earlier ones missed; it goes as far, between nothing and all of it, as leaves the
+least lacking at positions held out, so that none makes it worse there. Adapts o_proj and down_proj
+only, at the source adapter's rank, by reduced-rank regression. No labels and no gradient.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MIDDLE, END = Place("gate_proj", "stream"), Place("layer", "out")
 WRITERS = ((MIDDLE, "o_proj"), (END, "down_proj"))
 SINK = 10  # times the median length of a stream's positions
+STEPS = (1.0, 0.5, 0.25, 0.0)  # of a correction
 
 
 @dataclass
@@ -75,32 +76,59 @@ def fit(
     _refuse_too_much(run, streams, config.memory_gb)
     rank = max(factors.rank for factors in adapter.values())
 
-    texts = (run.fit, run.held)
-    plain = [_capture(run, 1, streams[1], each) for each in texts]
-    before, after = _of_source(adapter, run, streams[0])
+    fit, held = _known(adapter, run, streams)
     out: dict[str, Factors] = {}
     steps = [(layer, *writer) for layer in sorted(twins) for writer in WRITERS]
     for done, (layer, half, role) in enumerate(steps, 1):
-        stream, twin, module = (layer, half), (twins[layer], half), roles[1][layer][role]
-        entering = (layer, Place(role, "in"))
-        seen = {stream: streams[1][stream], entering: run.parts[1][module]}
-        with adapted(run.target, run.parts[1], out):
-            now = [_capture(run, 1, seen, each) for each in texts]
-        fit, held = (
-            Half.of(
-                before[i][twin],
-                after[i][twin],
-                plain[i][stream],
-                now[i][stream],
-                now[i][entering],
-            )
-            for i in (0, 1)
+        module, stream = roles[1][layer][role], (layer, half)
+        at = Writer(
+            module=module,
+            stream=stream,
+            twin=(twins[layer], half),
+            role=role,
+            seen=streams[1][stream],
         )
-        t = _map(fit, held, config.map_penalty)
-        a, b = reduced_rank(fit.x, fit.lacking(t), config.penalty, rank)
-        out[module] = Factors(a.cpu(), (b * _step(held, t, a, b)).cpu())
+        seen = at.half(run, fit, out)
+        t = _map(seen, at.half(run, held, out), config.map_penalty)
+        a, b = reduced_rank(seen.x, seen.lacking(t), config.penalty, rank)
+        left = [
+            float(at.half(run, held, out | {module: Factors(a, step * b)}).lacking(t).norm())
+            for step in STEPS
+        ]
+        # where no position is held out it goes all the way
+        out[module] = Factors(a.cpu(), STEPS[left.index(min(left))] * b.cpu())
         watch.progress(done, len(steps), "half layers")
     return out
+
+
+@dataclass(frozen=True)
+class Known:
+    """A text, and the streams (positions × width, by space) that no fit changes."""
+
+    texts: Sequence[PairedText]
+    before: Mapping[Space, Tensor]  # the source's without its adapter
+    after: Mapping[Space, Tensor]  # with it
+    plain: Mapping[Space, Tensor]  # the target's without one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A module of the target that writes to the stream, and the half layer that ends with it."""
+
+    module: str
+    stream: Space
+    twin: Space  # the source's
+    role: str
+    seen: Part  # where the stream is seen
+
+    def half(self, run: ModelPair, known: Known, found: Mapping[str, Factors]) -> Half:
+        """The half layer on a text, the target with what was found so far."""
+        entering = (self.stream[0], Place(self.role, "in"))
+        places = {self.stream: self.seen, entering: run.parts[1][self.module]}
+        with adapted(run.target, run.parts[1], found):
+            now = _capture(run, 1, places, known.texts)
+        each = (known.before[self.twin], known.after[self.twin], known.plain[self.stream])
+        return Half.of(*each, now[self.stream], now[entering])
 
 
 @dataclass(frozen=True)
@@ -148,29 +176,17 @@ def _map(fit: Half, held: Half, penalty: float | None) -> Tensor:
     return ridge(cross, gram, penalty)
 
 
-def _step(held: Half, t: Tensor, a: Tensor, b: Tensor) -> float:
-    """The share of a correction, from 0 to 1, that leaves the least lacking at positions held out;
-    all of it where none are."""
-    if len(held.x) < 2:
-        return 1.0
-    change = held.x @ a.T @ b.T
-    energy = float(change.square().sum())
-    wanted = float((held.lacking(t) * change).sum())
-    return min(1.0, max(0.0, wanted / energy)) if energy > 0 else 0.0
-
-
-def _of_source(
-    adapter: Mapping[str, Factors], run: ModelPair, streams: Mapping[Space, Part]
-) -> tuple[list[dict[Space, Tensor]], list[dict[Space, Tensor]]]:
-    """The source's residual streams (positions × width, by space) without its adapter and with it,
-    where it is fitted and where it is held out; in random order for the placebo of a right
-    pairing."""
+def _known(
+    adapter: Mapping[str, Factors], run: ModelPair, streams: Sequence[Mapping[Space, Part]]
+) -> list[Known]:
+    """Of the text that is fitted on, and of what is held out. The source's positions are in random
+    order for the placebo of a right pairing."""
     import torch
 
     texts = (run.fit, run.held)
-    before = [_capture(run, 0, streams, each) for each in texts]
+    before = [_capture(run, 0, streams[0], each) for each in texts]
     with adapted(run.source, run.parts[0], adapter):
-        after = [_capture(run, 0, streams, each) for each in texts]
+        after = [_capture(run, 0, streams[0], each) for each in texts]
     if run.config.shuffle is not None:
         generator = torch.Generator().manual_seed(run.config.shuffle)
         for both in zip(before, after, strict=True):
@@ -178,7 +194,8 @@ def _of_source(
             order = torch.randperm(positions, generator=generator).to(run.target.device)
             for found in both:
                 found.update({space: x[order] for space, x in found.items()})
-    return before, after
+    plain = [_capture(run, 1, streams[1], each) for each in texts]
+    return [Known(*each) for each in zip(texts, before, after, plain, strict=True)]
 
 
 @contextmanager
