@@ -35,9 +35,7 @@ class Vocabulary:
         ]
         return (*out, *((),) * (len(row.ids) - row.start - len(out)))
 
-    def _shares(
-        self, token: int, said: tuple[tuple[str, float], ...], behind: bytes
-    ) -> tuple[tuple[int, float], ...]:
+    def _shares(self, token: int, said: tuple[tuple[str, float], ...], behind: bytes) -> Shares:
         """
         Args:
             token: that stands here.
