@@ -148,7 +148,7 @@ def write_rows(
 def _write_soft(folder: Path, rows: Sequence[Encoded]) -> None:
     """What is learnt in the place of each token of the continuations, row after row: how many
     tokens, which, and their shares."""
-    each = [x for row in rows for x in row.soft or ((),) * (len(row.ids) - row.start)]
+    each = [shares for row in rows for shares in row.shares]
     found = [pair for shares in each for pair in shares]
     arrays = (
         np.array([len(shares) for shares in each], dtype=np.int32),

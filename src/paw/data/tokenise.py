@@ -29,6 +29,11 @@ class Encoded:
     # all; of none itself. Empty: of all tokens themselves.
     soft: tuple[Shares, ...] = ()
 
+    @property
+    def shares(self) -> tuple[Shares, ...]:
+        """`soft`, with nothing for each token where it is empty."""
+        return self.soft or ((),) * (len(self.ids) - self.start)
+
 
 def encode(
     tokenizer: Any, pairs: Sequence[tuple[str | Turns, str]], chat: bool, close: bool = False

@@ -135,17 +135,10 @@ def plan_likeliest(
         tokens, reads: at most so many tokens and read positions a batch, but for a single row.
         top: tokens wanted at each position.
     """
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-    batches: list[list[int]] = []
-    read = 0
-    for i in order:
-        needs = len(rows[i].ids) - rows[i].start
-        full = batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]].ids) > tokens
-        if not batches or full or read + needs > reads:
-            batches.append([])
-            read = 0
-        batches[-1].append(i)
-        read += needs
+    lengths = [len(row.ids) for row in rows]
+    batches = _alike(
+        lengths, tokens, [n - r.start for n, r in zip(lengths, rows, strict=True)], reads
+    )
     plan = [Likeliest(tuple(rows[i] for i in batch), top) for batch in batches]
     return plan, [i for batch in batches for i in batch]
 
@@ -164,12 +157,8 @@ def plan_writing(
     Args:
         temperature, seeds: 0 writes greedily; else what is drawn for each prompt has its seed.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    batches: list[list[int]] = []
-    for i in order:
-        if not batches or (len(batches[-1]) + 1) * (len(prompts[batches[-1][0]]) + limit) > tokens:
-            batches.append([])
-        batches[-1].append(i)
+    lengths = [len(prompt) + limit for prompt in prompts]
+    batches = _alike(lengths, tokens, [1] * len(prompts), len(prompts))
     plan = [
         Writing(
             tuple(prompts[i][prefix:] for i in batch),
@@ -181,3 +170,24 @@ def plan_writing(
         for batch in batches
     ]
     return plan, [i for batch in batches for i in batch]
+
+
+def _alike(
+    lengths: Sequence[int], tokens: int, needs: Sequence[int], reads: int
+) -> list[list[int]]:
+    """Items in batches of like length, the longest first.
+
+    Args:
+        tokens, reads: at most so many tokens, all filled up to the longest, and as many of `needs`
+            a batch, but for a single item.
+    """
+    batches: list[list[int]] = []
+    read = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        full = batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens
+        if not batches or full or read + needs[i] > reads:
+            batches.append([])
+            read = 0
+        batches[-1].append(i)
+        read += needs[i]
+    return batches

@@ -66,7 +66,7 @@ def shared_nats(
     """
     import torch
 
-    given = [s for row in rows for s in row.soft or ((),) * (len(row.ids) - row.start)]
+    given = [shares for row in rows for shares in row.shares]
     each = [s or ((label, 1.0),) for s, label in zip(given, labels.tolist(), strict=True)]
     width = max(map(len, each))
     tokens = torch.tensor([[t for t, _ in s] + [0] * (width - len(s)) for s in each])

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MIDDLE, END = Place("gate_proj", "stream"), Place("layer", "out")
 WRITERS = ((MIDDLE, "o_proj"), (END, "down_proj"))
 SINK = 10  # times the median length of a stream's positions
-STEPS = (1.0, 0.5, 0.25, 0.0)  # of a correction
+STEPS = (1.0, 0.5, 0.25)  # of a correction; or none
 
 
 @dataclass
@@ -88,15 +88,15 @@ def fit(
             role=role,
             seen=streams[1][stream],
         )
-        seen = at.half(run, fit, out)
-        t = _map(seen, at.half(run, held, out), config.map_penalty)
+        seen, judge = at.half(run, fit, out), at.half(run, held, out)
+        t = _map(seen, judge, config.map_penalty)
         a, b = reduced_rank(seen.x, seen.lacking(t), config.penalty, rank)
-        left = [
-            float(at.half(run, held, out | {module: Factors(a, step * b)}).lacking(t).norm())
+        left = {
+            step: float(at.half(run, held, out | {module: Factors(a, step * b)}).lacking(t).norm())
             for step in STEPS
-        ]
-        # where no position is held out it goes all the way
-        out[module] = Factors(a.cpu(), STEPS[left.index(min(left))] * b.cpu())
+        } | {0.0: float(judge.lacking(t).norm())}
+        # the first of equals: where no position is held out it goes all the way
+        out[module] = Factors(a.cpu(), min(left, key=left.__getitem__) * b.cpu())
         watch.progress(done, len(steps), "half layers")
     return out
 

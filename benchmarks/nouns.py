@@ -1,9 +1,8 @@
-"""Two real tasks of single words, small enough for models of 135 M and 270 M parameters on two
-cores: what kind of thing a noun names (WordNet 3.0: the lexicographer's file of its most frequent
-sense, as Debian's package wordnet-base has it), and whether a word is positive or negative (ten
-people's ratings: the lexicon of vaderSentiment).
+"""A real task small enough for models of 135 M and 270 M parameters on two cores: what kind of
+thing a noun names (WordNet 3.0: the lexicographer's file of its most frequent sense, as Debian's
+package wordnet-base has it).
 
-    python benchmarks/word_tasks.py DATA        writes DATA/nouns and DATA/words
+    python benchmarks/nouns.py DATA        writes DATA/nouns
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 NOUNS = Path("/usr/share/wordnet")
@@ -47,15 +45,6 @@ def nouns(folder: Path = NOUNS) -> list[Pair]:
     return [pair for pair in found if pair[1] in many]
 
 
-def words() -> list[Pair]:
-    spec = find_spec("vaderSentiment")
-    if spec is None or spec.submodule_search_locations is None:
-        raise SystemExit("word_tasks: pip install vaderSentiment")
-    text = (Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt").read_text("utf-8")
-    rows = [line.split("\t")[:2] for line in text.splitlines()]
-    return [(w, "positive" if float(v) > 0 else "negative") for w, v in rows if w.isalpha()]
-
-
 def write(folder: Path, pairs: Sequence[Pair]) -> None:
     drawn = random.Random(0).sample(pairs, max(high for _, high in SPLITS.values()))
     choices = sorted({answer for _, answer in pairs})
@@ -72,7 +61,7 @@ def write(folder: Path, pairs: Sequence[Pair]) -> None:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise SystemExit(f"word_tasks: {path} is not there: apt-get install wordnet-base")
+        raise SystemExit(f"nouns: {path} is not there: apt-get install wordnet-base")
     return [x for x in path.read_text("utf-8").splitlines() if not x.startswith("  ")]
 
 
@@ -82,4 +71,3 @@ if __name__ == "__main__":
     parser.add_argument("--wordnet", type=Path, default=NOUNS)
     asked = parser.parse_args()
     write(asked.data / "nouns", nouns(asked.wordnet))
-    write(asked.data / "words", words())
