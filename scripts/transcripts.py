@@ -1,13 +1,11 @@
-"""What every task prints, for docs/tasks.md: python scripts/transcripts.py [--check]
+"""What every task prints, for docs/tasks.md: python scripts/transcripts.py
 
 Runs the commands of the document's ```console blocks, in their order, in one empty folder, and
-writes what they print below them. With --check nothing is written; a command that fails ends it
-with exit code 1 either way.
+writes what they print below them. A command that fails ends it with exit code 1.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
@@ -64,9 +62,6 @@ def _shown(output: str, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--check", action="store_true")
-    asked = parser.parse_args()
     text = DOCUMENT.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -75,8 +70,7 @@ def main() -> None:
         except RuntimeError as e:
             sys.exit(str(e))
         finally:  # what was run until a failure, too
-            if not asked.check:
-                DOCUMENT.write_text(text, encoding="utf-8")
+            DOCUMENT.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

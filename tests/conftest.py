@@ -7,13 +7,13 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as paw.run does, before torch is imported
 
 import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import warm
 from paw.graph import Step
 from paw.paths import embedded
 from paw.store import Artifact, Holder, Input
@@ -60,15 +60,7 @@ def paw(tmp_path: Path) -> Paw:
     def run(
         *args: str, cwd: Path = tmp_path, env: Mapping[str, str] | None = None, ok: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "paw.run", *in_precision(args)],
-            cwd=cwd,
-            env={**os.environ, **(env or {})},
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=600,
-        )
+        done = warm.run(in_precision(args), cwd, env)
         if ok:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

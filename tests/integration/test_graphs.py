@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from conftest import PRECISION, QUICK, Paw
 from paw import api
 from paw.errors import ConfigError
@@ -61,22 +61,16 @@ def test_a_plan_imports_no_torch(tmp_path: Path) -> None:
     assert "29 distinct steps for one job" in done.stdout
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "paw.run", *args],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_two_processes_share_what_both_need(tmp_path: Path) -> None:
     """Overlapping graphs at once: each step once, and both have a part in the work that they share.
     How much sooner they end is benchmarks/overlap.py's to say: other tests run beside this one."""
-    both = [start(tmp_path, *OVERLAP, f"transfer={method}") for method in ("procrustes", "ridge")]
-    texts = [one.communicate()[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0]
+    both = [
+        warm.Command([*OVERLAP, f"transfer={method}"], tmp_path)
+        for method in ("procrustes", "ridge")
+    ]
+    done = [one.wait() for one in both]
+    assert [one.returncode for one in done] == [0, 0]
+    texts = [one.stdout for one in done]
     made = [line for text in texts for line in text.splitlines() if "] computed" in line]
     assert len(made) == steps(tmp_path / "outputs" / "artifacts")
     assert all("] computed  train" in text for text in texts), "each trained one of the two"
@@ -85,23 +79,22 @@ def test_two_processes_share_what_both_need(tmp_path: Path) -> None:
 def test_a_killed_runs_training_is_taken_over_by_one_that_waits(tmp_path: Path) -> None:
     """It goes on from the dead one's last checkpoint."""
     ask = [PRECISION, "task=train", "experiment=demo", "train.max_steps=600", "train.save_every=20"]
-    first = start(tmp_path, *ask)
+    first = warm.Command(ask, tmp_path)
     store = tmp_path / "outputs" / "artifacts" / "train"
     while not list(store.glob("*.unfinished/last.ckpt")):
-        assert first.poll() is None
+        assert first.running
         time.sleep(0.05)
-    second = start(tmp_path, *ask)
-    assert second.stdout is not None
-    lines = []
-    while not any(f"process {first.pid} on" in line for line in lines):  # nothing else is left
-        lines.append(second.stdout.readline())
-    assert first.poll() is None
-    first.send_signal(signal.SIGKILL)
+    second = warm.Command(ask, tmp_path)
+    while f"process {first.pid} on" not in second.stdout():  # nothing else is left
+        assert second.running
+        time.sleep(0.05)
+    assert first.running
+    first.kill()
     killed = time.monotonic()
     first.wait()
-    text, _ = second.communicate(timeout=300)
-    assert second.returncode == 0
-    assert "goes on after step" in text
+    done = second.wait()
+    assert done.returncode == 0
+    assert "goes on after step" in done.stdout
     assert time.monotonic() - killed < 120
 
 

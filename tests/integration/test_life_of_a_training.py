@@ -4,11 +4,9 @@ among processes."""
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+import warm
 from conftest import PRECISION, ROOT, Paw, Silent
 from paw.cli.compose import compose_config
 from paw.data.encode import STAGE as ENCODE
@@ -57,6 +56,12 @@ def losses(folder: Path) -> list[float]:
     return [r["loss"] for r in rows if "loss" in r]
 
 
+def last_checkpoint(folder: Path) -> int:
+    """When an unfinished training last kept what it has, or 0."""
+    kept = (folder / "outputs" / "artifacts" / "train").glob("*.unfinished/last.ckpt")
+    return max((file.stat().st_mtime_ns for file in kept), default=0)
+
+
 @pytest.mark.parametrize("method", ["tiny", "adalora"])
 def test_killed_at_random_moments_it_ends_as_if_unbroken(
     method: str, paw: Paw, tmp_path: Path
@@ -69,35 +74,18 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(
     paw(*ask, cwd=whole)
     draw, kills, resumed, wanted = random.Random(5), 0, 0, 10 if method == "tiny" else 2
     while kills < wanted:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "paw.run", *ask],
-            cwd=broken,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        unfinished = broken / "outputs" / "artifacts" / "train"
+        begun = warm.Command(ask, broken)
         until = time.monotonic() + 120
-        held = max(
-            (p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")), default=0
-        )
-        while (
-            time.monotonic() < until and process.poll() is None
-        ):  # until it has got on a little, and then some
-            if (
-                max(
-                    (p.stat().st_mtime_ns for p in unfinished.glob("*.unfinished/last.ckpt")),
-                    default=0,
-                )
-                > held
-            ):
+        held = last_checkpoint(broken)
+        while time.monotonic() < until and begun.running:
+            if last_checkpoint(broken) > held:  # until it has got on a little, and then some
                 break
             time.sleep(0.01)
         time.sleep(draw.random() * 0.3)
-        if process.poll() is not None:
+        if not begun.running:
             break
-        os.killpg(process.pid, signal.SIGKILL)
-        said = process.communicate()[0]
+        begun.kill()
+        said = begun.wait().stdout
         kills += 1
         resumed += "goes on after step" in said
     done = paw(*ask, cwd=broken)
@@ -113,18 +101,13 @@ def test_killed_at_random_moments_it_ends_as_if_unbroken(
 
 
 def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paw.run", *SHORT],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    store = tmp_path / "outputs" / "artifacts" / "train"
-    while not list(store.glob("*.unfinished/last.ckpt")) and process.poll() is None:
+    begun = warm.Command(SHORT, tmp_path)
+    while not last_checkpoint(tmp_path):
+        assert begun.running
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    (left,) = store.glob("*.unfinished")
+    begun.kill()
+    begun.wait()
+    (left,) = (tmp_path / "outputs" / "artifacts" / "train").glob("*.unfinished")
     done = paw(*SHORT, "train.lr=1e-4", f"train.resume={left}", cwd=tmp_path, ok=False)
     assert done.returncode == 2
     assert "train.lr was 0.003, is 0.0001" in done.stderr

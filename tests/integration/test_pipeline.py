@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import warm
 from conftest import PRECISION, QUICK, ROOT, Paw
 from paw.models.load import Runtime, load_model
 from paw.paths import embedded
@@ -384,9 +384,7 @@ SHORT = [PRECISION, *QUICK, "train.max_steps=20"]
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("unbroken")
-    subprocess.run(
-        [sys.executable, "-m", "paw.run", *SHORT], cwd=folder, check=True, capture_output=True
-    )
+    assert warm.run(SHORT, folder).returncode == 0
     return results(first(folder))
 
 
@@ -396,21 +394,15 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
 ) -> None:
     """kill −9 while the stage is at work; the next run finds what was finished and nothing that was
     not."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paw.run", *SHORT],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    begun = warm.Command(SHORT, tmp_path)
     artifacts = tmp_path / "outputs" / "artifacts"
     deadline = time.monotonic() + 300
     while not list(artifacts.glob(f"{stage}/*.tmp-*")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert begun.running
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    begun.kill()
+    begun.wait()
     finished = [p.parent for p in artifacts.glob("*/*/stage.json") if ".tmp-" not in p.parent.name]
     assert not any(p.parent.name == stage for p in finished) or stage == "evaluate"
     done = paw(*SHORT)
@@ -421,24 +413,11 @@ def test_kill_in_the_middle_of_a_stage_then_a_clean_resume(
 
 
 def test_four_processes_starting_at_once_train_once(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "paw.run",
-        PRECISION,
-        "task=train",
-        "experiment=demo",
-        "train.max_steps=60",
-    ]
-    processes = [
-        subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    outputs = [p.communicate(timeout=500) for p in processes]
-    assert [p.returncode for p in processes] == [0] * 4, outputs
-    lines = [line for out, _ in outputs for line in out.splitlines()]
+    ask = [PRECISION, "task=train", "experiment=demo", "train.max_steps=60"]
+    begun = [warm.Command(ask, tmp_path) for _ in range(4)]
+    done = [one.wait() for one in begun]
+    assert [one.returncode for one in done] == [0] * 4, done
+    lines = [line for one in done for line in one.stdout.splitlines()]
     assert sum("computed  train tiny_llama: 60 steps" in line for line in lines) == 1
     assert sum("reused    train tiny_llama: 60 steps" in line for line in lines) == 3
     runs = list((tmp_path / "outputs" / "runs").iterdir())

@@ -243,8 +243,8 @@ def test_a_training_over_two_nodes_is_that_of_two_processes(
         folder.mkdir()
     # virtual nodes have one host name, which says nothing of loopback
     paw(*CLUSTER, *NODES, *asked, cwd=cluster, env={**env, "MASTER_ADDR": "127.0.0.1"})
-    alone = ["hardware=cpu", "hardware.devices=2", "hardware.strategy=fsdp"]
-    paw(*alone, *asked, cwd=here, env={"OMP_NUM_THREADS": "1"})
+    alone = ["hardware=cpu", "hardware.devices=2", "hardware.strategy=fsdp", "hardware.threads=1"]
+    paw(*alone, *asked, cwd=here)
     for name in ("adapter_model.safetensors", "curve.jsonl"):
         one, two = (
             next((folder / "outputs" / "artifacts" / "train").glob(f"*/{name}")).read_bytes()

@@ -25,6 +25,8 @@ KEYS = {
     "WANDB_API_KEY": "b" * 40,
     "HF_TOKEN": "hf_a-token-for-the-hub",
 }
+# W&B's own process has 30 s to start, which a machine busy with other tests may need
+PATIENCE = {"WANDB_X_SERVICE_WAIT": "300"}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tracker=[swanlab,wandb,tensorboard,csv]", "tracker.swanlab.mode=local",
         "tracker.swanlab.experiment=five steps", "tracker.wandb.mode=offline",
     ]  # fmt: skip
-    environment = {**os.environ, "HOME": str(folder / "home"), **KEYS}
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    environment = {**os.environ, "HOME": str(folder / "home"), **KEYS, **PATIENCE}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "goes on without it" not in done.stdout + done.stderr
     return folder
 
 
