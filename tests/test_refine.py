@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from paw.refine.config import RefineConfig, TeachStage
 from paw.refine.prompts import Prompt, PromptsStage, prompts
 from paw.refine.refine import RefineStage, refine
 from paw.refine.signals import Lesson, Teacher, signal_named
-from paw.refine.teach import read_lessons, teach
+from paw.refine.teach import TeachResult, read_lessons, teach
 from paw.store import Context, Input, Kept
 from paw.training.adapters.lora import LoraConfig
 from paw.training.objectives import Answers
@@ -234,8 +234,6 @@ def test_contrast_of_a_model_with_itself_is_what_its_adapter_says(tmp_path: Path
 
 
 def asked(folder: Path, found: list[Prompt]) -> Input:
-    from dataclasses import asdict
-
     folder.mkdir()
     (folder / "prompts.jsonl").write_text("".join(json.dumps(asdict(p)) + "\n" for p in found))
     return Input(folder, "prompts")
@@ -421,6 +419,26 @@ def test_factors_begin_where_gains_ended_and_agreement_grows(tmp_path: Path) -> 
     begins = next(row["val_loss"] for row in curve if row["step"] == 0)
     assert begins == pytest.approx(result.loss_gains, abs=1e-5)
     assert "nats a token" in result.said
+
+
+def test_a_step_sees_prompts_however_many_answers_they_have(tmp_path: Path) -> None:
+    folder = tmp_path / "lessons"
+    folder.mkdir()
+    some = [
+        Lesson(str(i), f"question {i}", (" red", " blue", " green"), (0.5, 0.3, 0.2))
+        for i in range(40)
+    ]
+    lines = [json.dumps(asdict(one)) + "\n" for one in some]
+    (folder / "lessons.jsonl").write_text("".join(lines))
+    (folder / "about.json").write_text(
+        json.dumps(asdict(TeachResult(lessons=40, answers=120, written=0)))
+    )
+    inputs = {"model": Input(QWEN, "qwen"), "lessons": Input(folder, "lessons")}
+    config = stage(learn=["factors"], steps=2, held=8)  # 32 prompts are left: four steps of eight
+    result, _ = refined(tmp_path, "out", inputs, config)
+    rows = Rows(tmp_path / "out.unfinished" / "rows")
+    assert len(rows) == 32 * 3
+    assert result.tokens == pytest.approx(rows.lengths.sum() / 2, rel=0.1)
 
 
 def test_the_start_is_kept_where_nothing_is_better(tmp_path: Path) -> None:

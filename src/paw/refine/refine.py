@@ -121,7 +121,7 @@ class RefineResult:
 
 STAGE = Stage(
     "refine",
-    "1",
+    "2",
     "paw.refine.refine:refine",
     config=RefineStage,
     result=RefineResult,
@@ -244,7 +244,8 @@ def _encoded(
     learnt = [rows[i] for i in sorted(order[count:])]
     for name, some in ((ROWS, learnt), (HELD, held)):
         (folder / name).mkdir(exist_ok=True)
-        write_rows(folder / name, [row for each in some for row in each])
+        names = [str(i) for i, each in enumerate(some) for _ in each]
+        write_rows(folder / name, [row for each in some for row in each], names=names)
     return len(rows), held
 
 
@@ -274,6 +275,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     mine.mkdir(exist_ok=True)
     recover(mine)
     rows, adapter = Rows(folder / ROWS), config.adapter
+    answers = len(rows) / len(set(rows.names))  # of a prompt
     if gains:
         adapter = AdapterConfig(method="gains")
     elif isinstance(adapter, LoraConfig):
@@ -281,7 +283,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     train = TrainConfig(
         lr=config.gain_lr if gains else config.lr,
         max_steps=config.gain_steps if gains else config.steps,
-        batch_size=config.batch_size,
+        batch_size=round(config.batch_size * answers),
         schedule="linear",
         warmup_ratio=0.0,
         val_every=config.val_every,

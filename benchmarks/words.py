@@ -1,8 +1,12 @@
-"""A real task small enough for models of 135 M and 270 M parameters on two cores: what kind of
-thing a noun names (WordNet 3.0: the lexicographer's file of its most frequent sense, as Debian's
-package wordnet-base has it).
+"""Two real tasks small enough for models of 135 M and 270 M parameters on two cores, of single
+words:
 
-    python benchmarks/nouns.py DATA        writes DATA/nouns
+    nouns     what kind of thing a noun names (WordNet 3.0: the lexicographer's file of its most
+              frequent sense, as Debian's package wordnet-base has it)
+    valence   whether a word is negative or positive (the lexicon of vaderSentiment: the mean of
+              what ten people said)
+
+    python benchmarks/words.py DATA        writes DATA/nouns and DATA/valence
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 NOUNS = Path("/usr/share/wordnet")
@@ -45,6 +50,15 @@ def nouns(folder: Path = NOUNS) -> list[Pair]:
     return [pair for pair in found if pair[1] in many]
 
 
+def valence() -> list[Pair]:
+    spec = find_spec("vaderSentiment")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("words: the lexicon is not there: pip install --no-deps vaderSentiment")
+    lexicon = Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt"
+    rows = [line.split("\t")[:2] for line in lexicon.read_text(encoding="utf-8").splitlines()]
+    return [(w, "positive" if float(v) > 0 else "negative") for w, v in rows if w.isalpha()]
+
+
 def write(folder: Path, pairs: Sequence[Pair]) -> None:
     drawn = random.Random(0).sample(pairs, max(high for _, high in SPLITS.values()))
     choices = sorted({answer for _, answer in pairs})
@@ -61,13 +75,16 @@ def write(folder: Path, pairs: Sequence[Pair]) -> None:
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise SystemExit(f"nouns: {path} is not there: apt-get install wordnet-base")
+        raise SystemExit(f"words: {path} is not there: apt-get install wordnet-base")
     return [x for x in path.read_text("utf-8").splitlines() if not x.startswith("  ")]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", type=Path)
     parser.add_argument("--wordnet", type=Path, default=NOUNS)
     asked = parser.parse_args()
     write(asked.data / "nouns", nouns(asked.wordnet))
+    write(asked.data / "valence", valence())
