@@ -12,9 +12,9 @@ WORKERS ?= 2
 demo: $(READY)
 	$(BIN)/python -m paw.run
 
-# Two at a time, each on one core; tests of one file share what they set up
+# Two at a time, each on one core; tests of one file share what they set up, and files of long tests go first
 test: $(READY) $(VENV)/.models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -43,6 +43,11 @@ ADAPTERS = [
 QUICK = ["experiment=demo", "transfer.controls=[]"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first: two workers then end together."""
+    items.sort(key=lambda item: item.path.parent.name != "integration")
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may reach for the network, and none may find a key or a folder of this machine's

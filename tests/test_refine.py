@@ -31,6 +31,7 @@ from paw.paths import embedded
 from paw.refine import prompts as prompting
 from paw.refine import refine as refining
 from paw.refine.config import RefineConfig, TeachStage
+from paw.refine.fold import folded
 from paw.refine.prompts import Prompt, PromptsStage, prompts
 from paw.refine.refine import RefineStage, refine
 from paw.refine.signals import Lesson, Teacher, signal_named
@@ -421,18 +422,32 @@ def test_factors_begin_where_gains_ended_and_agreement_grows(tmp_path: Path) -> 
     assert "nats a token" in result.said
 
 
+def test_folded_answers_have_the_loss_that_they_have_one_by_one() -> None:
+    """Some of one token, some that begin alike, one that is another's beginning, one that stands
+    after another context."""
+    prompt = (5, 9, 14)
+    answers = [((3,), 0.4), ((3, 7, 8), 0.2), ((3, 7, 2), 0.1), ((4,), 0.2), ((6, 4), 0.05)]
+    rows = [Encoded(prompt + ids, 3, weight=w) for ids, w in answers]
+    rows.append(Encoded((5, 8, 14, 3), 3, weight=0.05))
+    objective, base = Answers(pad_id=0, packed=False), load_model(LLAMA, RUNTIME)
+    few = folded(rows)
+    assert len(few) == 3
+    assert sum(map(objective.count, few)) == pytest.approx(sum(map(objective.count, rows)))
+    with torch.no_grad():
+        one, other = objective.total(base, rows), objective.total(base, few)
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+    assert len(folded(rows[:1] + rows[3:4])) == 1
+
+
 def test_a_step_sees_prompts_however_many_answers_they_have(tmp_path: Path) -> None:
     folder = tmp_path / "lessons"
     folder.mkdir()
-    some = [
-        Lesson(str(i), f"question {i}", (" red", " blue", " green"), (0.5, 0.3, 0.2))
-        for i in range(40)
-    ]
+    answers = (" red and blue", " blue and red", " green and blue")
+    some = [Lesson(str(i), f"question {i}", answers, (0.5, 0.3, 0.2)) for i in range(40)]
     lines = [json.dumps(asdict(one)) + "\n" for one in some]
     (folder / "lessons.jsonl").write_text("".join(lines))
-    (folder / "about.json").write_text(
-        json.dumps(asdict(TeachResult(lessons=40, answers=120, written=0)))
-    )
+    said = TeachResult(lessons=40, answers=120, written=0)
+    (folder / "about.json").write_text(json.dumps(asdict(said)))
     inputs = {"model": Input(QWEN, "qwen"), "lessons": Input(folder, "lessons")}
     config = stage(learn=["factors"], steps=2, held=8)  # 32 prompts are left: four steps of eight
     result, _ = refined(tmp_path, "out", inputs, config)

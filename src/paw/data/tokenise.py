@@ -25,8 +25,9 @@ class Encoded:
     start: int
     label: float = 0.0
     weight: float = 1.0  # of each token of the continuation, in training
-    # Of each token of the continuation what is learnt in its place: tokens with their shares, 1 in
-    # all; of none itself. Empty: of all tokens themselves.
+    # Of each token of the continuation what is learnt in its place: tokens with their shares, which
+    # add up to what the place counts; of none itself, which counts 1. Empty: of all tokens
+    # themselves.
     soft: tuple[Shares, ...] = ()
 
     @property

@@ -56,7 +56,7 @@ class RefineConfig:
     lr: float = 2e-4
     gain_steps: int = 10
     gain_lr: float = 0.05
-    batch_size: int = 8  # prompts a step and device: as many answers as so many have
+    batch_size: int = 8  # prompts a step and device, with all their answers
     val_every: int = 2  # steps between looks at the prompts held out
     patience: int = 4  # looks that are no better than the best before it stops
     max_length: int = 1024  # tokens of a prompt with its answer

@@ -29,6 +29,7 @@ from paw.models.adapters import (
 )
 from paw.models.load import Runtime, load_tokenizer, room
 from paw.refine.align import Vocabulary
+from paw.refine.fold import folded
 from paw.refine.teach import about, read_lessons
 from paw.refine.teacher import Lesson
 from paw.store import Context, Input, Stage, Watch, free_memory
@@ -244,8 +245,9 @@ def _encoded(
     learnt = [rows[i] for i in sorted(order[count:])]
     for name, some in ((ROWS, learnt), (HELD, held)):
         (folder / name).mkdir(exist_ok=True)
-        names = [str(i) for i, each in enumerate(some) for _ in each]
-        write_rows(folder / name, [row for each in some for row in each], names=names)
+        few = [one if told else folded(one) for one in some]
+        names = [str(i) for i, mine in enumerate(few) for _ in mine]
+        write_rows(folder / name, [row for mine in few for row in mine], names=names)
     return len(rows), held
 
 
@@ -275,7 +277,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     mine.mkdir(exist_ok=True)
     recover(mine)
     rows, adapter = Rows(folder / ROWS), config.adapter
-    answers = len(rows) / len(set(rows.names))  # of a prompt
+    share = len(rows) / len(set(rows.names))  # rows of a prompt
     if gains:
         adapter = AdapterConfig(method="gains")
     elif isinstance(adapter, LoraConfig):
@@ -283,7 +285,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     train = TrainConfig(
         lr=config.gain_lr if gains else config.lr,
         max_steps=config.gain_steps if gains else config.steps,
-        batch_size=round(config.batch_size * answers),
+        batch_size=round(config.batch_size * share),
         schedule="linear",
         warmup_ratio=0.0,
         val_every=config.val_every,

@@ -35,7 +35,9 @@ class Answers:
     packed: bool
 
     def count(self, row: Encoded) -> float:
-        return row.weight * (len(row.ids) - row.start)
+        if not row.soft:
+            return row.weight * (len(row.ids) - row.start)
+        return row.weight * sum(sum(p for _, p in place) if place else 1.0 for place in row.soft)
 
     def total(self, model: Any, rows: Sequence[Encoded]) -> torch.Tensor:
         import torch
@@ -58,7 +60,8 @@ class Answers:
 def shared_nats(
     logits: torch.Tensor, labels: torch.Tensor, rows: Sequence[Encoded]
 ) -> torch.Tensor:
-    """The cross-entropy of each continuation token (n) to what rows have in its place.
+    """The cross-entropy of each continuation token (n) to what rows have in its place, as much as
+    that adds up to.
 
     Args:
         logits: n × vocabulary.
@@ -72,7 +75,8 @@ def shared_nats(
     tokens = torch.tensor([[t for t, _ in s] + [0] * (width - len(s)) for s in each])
     shares = torch.tensor([[p for _, p in s] + [0.0] * (width - len(s)) for s in each])
     picked = logits.gather(-1, tokens.to(logits.device))
-    return logits.logsumexp(-1) - (picked * shares.to(logits.device)).sum(-1)
+    shares = shares.to(logits.device)
+    return logits.logsumexp(-1) * shares.sum(-1) - (picked * shares).sum(-1)
 
 
 @dataclass(frozen=True)
