@@ -17,6 +17,7 @@ import warm
 from paw.graph import Step
 from paw.paths import embedded
 from paw.store import Artifact, Holder, Input
+from paw.training import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 Paw = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -56,6 +57,13 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+
+
+@pytest.fixture(autouse=True)
+def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of a training that a test begins by itself need not import all again; those of
+    commands do."""
+    monkeypatch.setattr(processes, "START", "forkserver")
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import warm
-from conftest import PRECISION, ROOT, Paw, Silent
-from paw.cli.compose import compose_config
-from paw.data.encode import STAGE as ENCODE
-from paw.data.encode import EncodeStage
+from conftest import PRECISION, ROOT, Paw
 from paw.models.adapters import WEIGHTS
-from paw.models.load import Runtime
 from paw.paths import embedded
-from paw.store import BEGUN, Context, Input, Store
-from paw.training.train import TrainStage, train
 
 pytestmark = pytest.mark.slow
 SHORT = [
@@ -237,52 +229,3 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_step(paw: Paw, tmp_
 
 def test_a_wheel_ships_what_training_reads() -> None:
     assert (ROOT / "src" / "paw" / "training" / "zero2.json").is_file()
-
-
-class Stopped:
-    """A Watch that stops a training when it hears of its fifth step; its processes may be further
-    by then."""
-
-    def progress(self, done: int, total: int, note: str = "") -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_that_were_stopped_go_on_to_the_byte(
-    strategy: str, tmp_path: Path, watch: Silent
-) -> None:
-    """The optimizer's moments, too: of shards they have to be gathered."""
-    ask = ["task=train", "experiment=demo", "train.max_steps=24", "train.batch_size=4"]
-    ask += ["train.accumulate=2", "train.save_every=2", "adapter.dropout=0.2"]
-    c = compose_config(ask)
-    runtime = Runtime("float32", "cpu", 2, strategy)
-    config = TrainStage(adapter=c.adapter, train=c.train, devices=2, runtime=runtime)
-    store, model = Store(tmp_path / "store"), embedded("tiny_llama")
-    rows = store.run(
-        ENCODE,
-        EncodeStage(dataset=c.dataset, split="train", form="likelihood", max_length=64),
-        {"data": store.file(embedded("facts") / "train.jsonl"), "tokenizer": Input(model, "t")},
-        watch,
-    )
-    inputs = {"model": Input(model, "llama"), "rows": rows.as_input()}
-
-    def run(name: str, watch: Any) -> Path:
-        out, unfinished = tmp_path / name, tmp_path / f"{name}.unfinished"
-        for folder in (out, unfinished):
-            folder.mkdir(exist_ok=True)
-        (unfinished / BEGUN).write_text("{}")
-        train(config, inputs, out, Context(watch, unfinished))
-        return out
-
-    whole = run("whole", watch)
-    with pytest.raises(KeyboardInterrupt):
-        run("broken", Stopped())
-    broken = run("broken", watch)
-    [step] = re.findall(r"goes on after step (\d+)", "\n".join(watch.said))
-    assert 4 <= int(step) < 24
-    for name in ("adapter_model.safetensors", "curve.jsonl"):
-        assert (whole / name).read_bytes() == (broken / name).read_bytes()

@@ -18,6 +18,7 @@ from paw.training.nodes import Meeting, invited
 
 Work = Callable[[Watch, int], None]  # (who is told, rank); it is sent to other processes
 LOOPBACK = "127.0.0.1"
+START = "spawn"  # CUDA does not survive a fork
 
 
 def run(work: Work, world: int, device: str, watch: Watch, nodes: int = 1) -> None:
@@ -88,10 +89,10 @@ def _run(
     """
     mp: Any = import_module("torch.multiprocessing")
 
-    spawning = mp.get_context("spawn")
-    queue, ending = spawning.SimpleQueue(), spawning.Event()
+    starting = mp.get_context(START)
+    queue, ending = starting.SimpleQueue(), starting.Event()
     args = (work, place, queue, ending)
-    context = mp.start_processes(_process, args, nprocs=place.of, join=False, start_method="spawn")
+    context = mp.start_processes(_process, args, nprocs=place.of, join=False, start_method=START)
     wrong: BaseException | None = None
     try:
         ended = False
