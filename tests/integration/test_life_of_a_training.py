@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import warm
-from conftest import PRECISION, ROOT, Paw
+from conftest import PRECISION, ROOT, Launch, Paw
 from paw.models.adapters import WEIGHTS
 from paw.paths import embedded
 
@@ -110,10 +110,10 @@ def test_the_beginning_of_another_training_is_refused(paw: Paw, tmp_path: Path) 
     assert len(losses(tmp_path)) == 100
 
 
-def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
+def test_two_processes_have_the_curve_of_one(paw: Paw, launch: Launch, tmp_path: Path) -> None:
     """The same global batch, cut in micro-batches, by copies of the model or by shards of it, in 32
     bits or 16: the loss is a mean over all tokens, whoever counted them; and the adapter that is
-    left is whole."""
+    left is whole. One of them as a command, whose processes start as a user's do."""
     two = ["train.batch_size=4", "hardware.devices=2", "train.accumulate=2"]
     ways = {
         "one": (["train.batch_size=8"], 0.0),
@@ -123,7 +123,6 @@ def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
         "fsdp_bf16": ([*two, "hardware.strategy=fsdp", "hardware.precision=bfloat16"], 0.02),
     }
     for name, (more, _) in ways.items():
-        (tmp_path / name).mkdir()
         ask = [
             "task=train",
             "experiment=demo",
@@ -131,8 +130,10 @@ def test_two_processes_have_the_curve_of_one(paw: Paw, tmp_path: Path) -> None:
             "train.max_steps=20",
             "train.val_every=10",
             "evaluate.limit=1",
+            f"paths.outputs={tmp_path / name / 'outputs'}",
         ]
-        paw(*ask, *more, cwd=tmp_path / name)
+        run = paw if name == "fsdp" else launch
+        run(*ask, *more)
     wanted, keys = losses(tmp_path / "one"), set(load_file(trained(tmp_path / "one") / WEIGHTS))
     assert len(wanted) == 20
     for name, (_, slack) in ways.items():

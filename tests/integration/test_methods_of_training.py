@@ -33,11 +33,18 @@ def train(launch: Launch, *args: str) -> tuple[Path, dict[str, Any]]:
     return run / "adapters" / "source", stage["result"] | {"systems": systems}
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One store for the trainings: what they have in common is made once."""
+    return f"paths.artifacts={tmp_path_factory.mktemp('store')}"
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
+def test_on_answers(method: str, launch: Launch, tmp_path: Path, shared: str) -> None:
     steps = 80 if method in ("adalora", "dora") else 40
     adapter, found = train(
         launch,
+        shared,
         f"adapter={method}",
         f"train.max_steps={steps}",
         "train.val_every=20",
@@ -103,7 +110,7 @@ def test_on_answers(method: str, launch: Launch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
+def test_in_sixteen_bits(method: str, launch: Launch, shared: str) -> None:
     """As in 32, but for rounding: where it starts, and what the adapter is worth on questions that
     were not trained."""
     steps = 40 if method == "adalora" else 12
@@ -115,6 +122,7 @@ def test_in_sixteen_bits(method: str, launch: Launch, tmp_path: Path) -> None:
     found = {}
     for precision in ("float32", "bfloat16", "float16"):
         ask = [
+            shared,
             f"adapter={method}",
             f"train.max_steps={steps}",
             "train.batch_size=8",
@@ -178,8 +186,11 @@ def classify(*args: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["lora", *METHODS[1:]])
-def test_on_classes(method: str, launch: Launch, tmp_path: Path, lexicon: Path) -> None:
+def test_on_classes(
+    method: str, launch: Launch, tmp_path: Path, lexicon: Path, shared: str
+) -> None:
     ask = classify(
+        shared,
         f"adapter={method}",
         f"dataset.path={lexicon}",
         "train.max_steps=60",

@@ -62,9 +62,11 @@ class Engine:
 
     def release(self) -> None:
         """Gives the memory back."""
+        loaded = self._model is not None
         self._held, self._past, self.places = (), [], []
         self._model = self._job = self._adapted = self._most = None
-        free_memory()
+        if loaded:
+            free_memory()
 
     def run(self, job: Job, batch: Batch) -> list[Any]:
         """The results of a batch, in its order: of scoring the log-likelihoods in nats of each

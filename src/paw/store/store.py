@@ -224,8 +224,9 @@ class Store:
             shutil.rmtree(work, ignore_errors=True)  # failures are never results
             raise
         finally:
-            # half a second once the libraries are loaded: for nothing where the model stays
-            if not stage.keeps:
+            # half a second once the libraries are loaded: for nothing where the model stays, or
+            # none was there
+            if stage.devices != "none" and not stage.keeps:
                 free_memory()
         return _artifact(stage, final, manifest, reused=False)
 
