@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -71,12 +72,14 @@ def test_how_busy_processors_and_gpus_were(monkeypatch: pytest.MonkeyPatch) -> N
     """One process of its own that works all the time, and one that has ended."""
     work = "import time; end = time.monotonic() + {}\nwhile time.monotonic() < end: pass"
     monkeypatch.setattr(meters, "_gpu_percents", lambda: {0: 40.0, 1: 80.0})
+    began = time.monotonic()
     with Meter() as meter, subprocess.Popen([sys.executable, "-c", work.format(30)]) as child:
         subprocess.run([sys.executable, "-c", work.format(1)], check=True)
         time.sleep(1.5)
+        worked = sum(psutil.Process(child.pid).cpu_times()[:2]) / (time.monotonic() - began)
         cost = meter.cost()
         child.kill()
-    assert 50 < (cost["cpu_percent"] or 0) < 250
+    assert 70 * worked < (cost["cpu_percent"] or 0) < 250  # what it gets beside other tests
     assert cost["gpu_percent"] is None  # there is none here
     monkeypatch.setattr(meters, "peak_gpu", lambda: 1.0)
     with Meter() as meter:
