@@ -25,7 +25,7 @@ SWEEP = [
     "dataset=facts",
     "adapter=tiny",
     "train.max_steps=3",
-    "evaluate.limit=10",
+    "evaluate.limit=4",
     "transfer=cross_lora,ridge",
     PRECISION,
 ]
@@ -108,7 +108,7 @@ def test_two_runs_of_every_method_in_two_stores_are_alike_to_the_byte(tmp_path: 
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
-        ask = [*OVERLAP[:1], "experiment=demo", "train.max_steps=20", "evaluate.limit=10"]
+        ask = [*OVERLAP[:1], "experiment=demo", "train.max_steps=20", "evaluate.limit=4"]
         ask += ["transfer.positions=600", "transfer.draws=1", f"transfer.controls=[{controls}]"]
         subprocess.run(
             [sys.executable, "-m", "paw.run", *ask, "name=run"],
@@ -132,7 +132,7 @@ def test_two_runs_of_every_method_in_two_stores_are_alike_to_the_byte(tmp_path: 
 
 def test_from_python_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    c = api.compose("experiment=demo", PRECISION, "train.max_steps=100")
+    c = api.compose("experiment=demo", PRECISION, "train.max_steps=100", "evaluate.limit=80")
     source, target = api.base(c, c.source), api.base(c, c.target)
     moved = api.transfer(c, api.train(c, source), source, target)
     before, after = api.results(c, api.evaluate(c, target), api.evaluate(c, target, moved))

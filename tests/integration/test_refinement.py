@@ -31,7 +31,10 @@ def table(folder: Path) -> dict[str, dict[str, str]]:
 
 def trained(launch: Launch, tmp_path: Path) -> Path:
     """An adapter of the source, as somebody would hand it over."""
-    launch("task=train", "model@source=tiny_qwen2", *QUICK[:1], "train.max_steps=150")
+    launch(
+        "task=train", "model@source=tiny_qwen2", *QUICK[:1], "train.max_steps=60",
+        "evaluate.limit=10",
+    )  # fmt: skip
     bare = tmp_path / "bare"
     shutil.copytree(run_folder(tmp_path) / "adapters" / "source", bare)
     return bare
@@ -97,8 +100,9 @@ def test_prompts_of_ones_own_and_a_bare_adapter_suffice(paw: Paw, tmp_path: Path
     launch_folder = tmp_path / "made"
     launch_folder.mkdir()
     paw(
-        "task=train", "model@source=tiny_qwen2", *QUICK[:1], "train.max_steps=60", cwd=launch_folder
-    )
+        "task=train", "model@source=tiny_qwen2", *QUICK[:1], "train.max_steps=60",
+        "evaluate.limit=10", cwd=launch_folder,
+    )  # fmt: skip
     bare = run_folder(launch_folder) / "adapters" / "source"
     rows = (embedded("facts") / "train.jsonl").read_text().splitlines()
     asked = [f"question : {json.loads(row)['question']} answer :" for row in rows[:40]]
