@@ -63,7 +63,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of a training that a test begins by itself need not import all again; those of
     commands do."""
-    monkeypatch.setattr(processes, "START", "forkserver")
+    monkeypatch.setattr(processes, "START", warm.START)
 
 
 @pytest.fixture

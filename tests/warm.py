@@ -2,7 +2,8 @@
 forked from one that has imported what commands import. Half of a small run's time is imports, and
 the tests have hundreds.
 
-Tests of how a process starts and of what it imports start a real one.
+Tests of how a process starts and of what it imports start a real one. Where there is a GPU all
+are: CUDA does not survive a fork.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 IMPORTED = [
     "paw.tasks.pipeline",
@@ -32,7 +36,8 @@ IMPORTED = [
     "transformers.models.qwen2.modeling_qwen2",
     "peft.tuners.lora",
 ]
-_processes = multiprocessing.get_context("forkserver")
+START = "spawn" if torch.cuda.is_available() else "forkserver"
+_processes: Any = multiprocessing.get_context(START)
 _processes.set_forkserver_preload(IMPORTED)
 
 
