@@ -50,13 +50,18 @@ def nouns(folder: Path = NOUNS) -> list[Pair]:
     return [pair for pair in found if pair[1] in many]
 
 
-def valence() -> list[Pair]:
+def lexicon() -> list[tuple[str, float]]:
+    """Single words with their valence, from -4 to 4."""
     spec = find_spec("vaderSentiment")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit("words: the lexicon is not there: pip install --no-deps vaderSentiment")
-    lexicon = Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt"
-    rows = [line.split("\t")[:2] for line in lexicon.read_text(encoding="utf-8").splitlines()]
-    return [(w, "positive" if float(v) > 0 else "negative") for w, v in rows if w.isalpha()]
+    file = Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt"
+    rows = [line.split("\t")[:2] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [(word, float(valence)) for word, valence in rows if word.isalpha()]
+
+
+def valence() -> list[Pair]:
+    return [(word, "positive" if v > 0 else "negative") for word, v in lexicon()]
 
 
 def write(folder: Path, pairs: Sequence[Pair]) -> None:

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "tasks.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+Run = Callable[[str, str, Path], "subprocess.CompletedProcess[str]"]  # as `bash` does
 LINES, TAIL = 26, 16  # of an output that are shown; of those, the last ones
 
 
@@ -25,23 +26,31 @@ def commands(block: str) -> list[str]:
     return [line[2:] for line in block.splitlines() if line.startswith("$ ")]
 
 
-def ran(document: str, folder: Path) -> Iterator[tuple[str, str]]:
+def bash(before: str, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """
+    Args:
+        before: variables that earlier commands have set.
+    """
+    place = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", f"{before}{command}"],
+        cwd=folder, env={**os.environ, "PATH": place}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def ran(document: str, folder: Path, run: Run = bash) -> Iterator[tuple[str, str]]:
     """Blocks as they stand in the document, and as they would stand now.
 
     Raises:
         RuntimeError: a command failed.
     """
-    place = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    held = ""  # variables that earlier commands have set
+    held = ""
     for found in BLOCK.finditer(document):
         text = ""
         for command in commands(found[1]):
             began = time.monotonic()
-            done = subprocess.run(
-                ["bash", "-c", f"{held}{command}"],
-                cwd=folder, env={**os.environ, "PATH": place}, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )  # fmt: skip
+            done = run(held, command, folder)
             if done.returncode:
                 raise RuntimeError(f"$ {command}\n{done.stdout}")
             if re.match(r"\w+=", command):

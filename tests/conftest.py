@@ -10,8 +10,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as paw.run does, before torch
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -96,6 +99,17 @@ def in_precision(args: Sequence[str]) -> list[str]:
     """In float32, where the command itself says nothing of precision."""
     says = any(a.startswith(("hardware=", "hardware.precision=", "-")) for a in args)
     return [*args, *([] if says else [PRECISION])]
+
+
+def script(folder: str, name: str) -> ModuleType:
+    """A script of the project, as a module: `script("benchmarks", "words")`."""
+    spec = spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
+    assert spec
+    assert spec.loader
+    found = module_from_spec(spec)
+    sys.modules[spec.name] = found  # where dataclasses look for their module
+    spec.loader.exec_module(found)
+    return found
 
 
 @pytest.fixture(scope="session")

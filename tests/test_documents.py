@@ -3,7 +3,6 @@ the code is what the code says."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -115,23 +114,19 @@ def test_the_reference_of_keys_is_made_of_the_code() -> None:
 @pytest.mark.slow
 def test_every_command_of_the_tasks_page_runs(tmp_path: Path) -> None:
     """In their order, in one folder; what they print is not compared: times are in it."""
-    from transcripts import BLOCK, commands
+    from transcripts import bash, ran
 
-    def bash(script: str) -> str:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return subprocess.run(
-            ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
-
-    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
-    for command in (c for found in BLOCK.finditer(page) for c in commands(found[1])):
+    def run(before: str, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         words = command.removeprefix("python -m paw.run ")
         if words == command or "||" in words:
-            bash(command)
-        else:
-            done = warm.run(bash(f"printf '%s\\0' {words}").split("\0")[:-1], tmp_path)
-            assert done.returncode == 0, f"{command}\n{done.stderr[-5000:]}"
+            return bash(before, command, folder)
+        asked = bash(before, f"printf '%s\\0' {words}", folder).stdout.split("\0")[:-1]
+        done = warm.run(asked, folder)
+        done.stdout += done.stderr
+        return done
+
+    page = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+    assert list(ran(page, tmp_path, run))
 
 
 def test_the_tasks_page_shows_what_was_printed() -> None:

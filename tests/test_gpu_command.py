@@ -8,26 +8,13 @@ import os
 import subprocess
 import sys
 import time
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, script
 from paw.run import checked
-
-
-def script(folder: str, name: str) -> ModuleType:
-    spec = spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
-    assert spec
-    assert spec.loader
-    found = module_from_spec(spec)
-    sys.modules[spec.name] = found  # where dataclasses look for their module
-    spec.loader.exec_module(found)
-    return found
-
 
 gpu = script("scripts", "gpu")
 Step, Row = gpu.Step, gpu.Row

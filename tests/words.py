@@ -8,21 +8,18 @@ import random
 from importlib.util import find_spec
 from pathlib import Path
 
-SPLITS = {"train": (0, 1600), "validation": (1600, 1900), "test": (1900, 2400)}
+from conftest import script
+
+tasks = script("benchmarks", "words")
 
 
 def write(folder: Path, values: bool = False) -> Path:
     """train, validation and test.jsonl of single words: negative or positive, or with values their
     valence from -4 to 4."""
-    spec = find_spec("vaderSentiment")
-    assert spec is not None, "make test installs it"
-    assert spec.submodule_search_locations is not None
-    lexicon = Path(spec.submodule_search_locations[0]) / "vader_lexicon.txt"
-    rows = [line.split("\t")[:2] for line in lexicon.read_text(encoding="utf-8").splitlines()]
-    words = [(word, float(valence)) for word, valence in rows if word.isalpha()]
+    words = tasks.lexicon()
     random.Random(0).shuffle(words)
     folder.mkdir(parents=True, exist_ok=True)
-    for split, (low, high) in SPLITS.items():
+    for split, (low, high) in tasks.SPLITS.items():
         with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as f:
             for word, valence in words[low:high]:
                 row = {

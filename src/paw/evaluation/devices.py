@@ -42,8 +42,7 @@ class Engines:
     def release(self) -> None:
         """Gives the memory back, before something else needs it."""
         self._stop()
-        if self._one._held:
-            self._one.release()
+        self._one.release()
 
     def _results(
         self, job: Job, batches: Sequence[Batch]

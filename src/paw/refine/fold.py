@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from paw.data.tokenise import Encoded, Shares
 
-Path = tuple[int, ...]  # the tokens before a place
+Prefix = tuple[int, ...]  # the tokens before a place
 
 
 def folded(rows: Sequence[Encoded]) -> list[Encoded]:
@@ -22,11 +22,11 @@ def folded(rows: Sequence[Encoded]) -> list[Encoded]:
     """
     if len(rows) == 1:
         return list(rows)
-    next_to: dict[Path, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    next_to: dict[Prefix, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for row in rows:
         for at in range(row.start, len(row.ids)):
             next_to[row.ids[:at]][row.ids[at]] += row.weight
-    out, counted = list[Encoded](), set[Path]()
+    out, counted = list[Encoded](), set[Prefix]()
     for row in sorted(rows, key=lambda row: -len(row.ids)):  # short ones are often parts of longer
         places = [row.ids[:at] for at in range(row.start, len(row.ids))]
         if counted.issuperset(places):

@@ -157,7 +157,7 @@ def refine(
     for what in config.learn:
         if what == "gains" and begun is None:
             continue
-        plan = _plan(config, inputs["model"].path, what, begun, folder)
+        plan = _plan(config, inputs["model"].path, lessons - len(held), what, begun, folder)
         result = fitted(plan, len(Rows(plan.rows)), context)
         phases.append((what, result, plan.folder))
         begun = plan.folder / BEST
@@ -246,8 +246,7 @@ def _encoded(
     for name, some in ((ROWS, learnt), (HELD, held)):
         (folder / name).mkdir(exist_ok=True)
         few = [one if told else folded(one) for one in some]
-        names = [str(i) for i, mine in enumerate(few) for _ in mine]
-        write_rows(folder / name, [row for mine in few for row in mine], names=names)
+        write_rows(folder / name, [row for mine in few for row in mine])
     return len(rows), held
 
 
@@ -270,14 +269,15 @@ def _shuffled(lessons: Sequence[Lesson], seed: int) -> list[Lesson]:
 # ---- phases --------------------------------------------------------------------------------------
 
 
-def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folder: Path) -> Plan:
+def _plan(
+    config: RefineStage, model: Path, prompts: int, what: str, start: Path | None, folder: Path
+) -> Plan:
     from paw.training.fit import Plan
 
     gains, mine = what == "gains", folder / what
     mine.mkdir(exist_ok=True)
     recover(mine)
     rows, adapter = Rows(folder / ROWS), config.adapter
-    share = len(rows) / len(set(rows.names))  # rows of a prompt
     if gains:
         adapter = AdapterConfig(method="gains")
     elif isinstance(adapter, LoraConfig):
@@ -285,7 +285,7 @@ def _plan(config: RefineStage, model: Path, what: str, start: Path | None, folde
     train = TrainConfig(
         lr=config.gain_lr if gains else config.lr,
         max_steps=config.gain_steps if gains else config.steps,
-        batch_size=round(config.batch_size * share),
+        batch_size=round(config.batch_size * len(rows) / prompts),
         schedule="linear",
         warmup_ratio=0.0,
         val_every=config.val_every,
