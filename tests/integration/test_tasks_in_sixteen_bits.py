@@ -13,7 +13,7 @@ from conftest import Launch
 from paw.models.adapters import read_adapter
 
 pytestmark = pytest.mark.slow
-METHODS = ["per_head", "ridge", "anchored", "embedding", "cross_lora"]
+METHODS = ["ridge", "embedding"]  # what looks at moments only, and at weights
 
 
 def moved(found: Any, method: str) -> torch.Tensor:
@@ -42,7 +42,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_transfer_points_where_it_does_in_float32(adapter: Path, launch: Launch) -> None:
     ask = [
         "task=transfer", "experiment=demo", "hardware=cpu", f"adapter.path={adapter}",
-        "transfer.positions=2000", "transfer.draws=1",
+        "transfer.positions=600", "transfer.draws=1",
     ]  # fmt: skip
     found: dict[str, Any] = {}
     for bits in ("float32", "bfloat16", "float16"):
