@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_rel
 from statsmodels.stats.multitest import multipletests
@@ -216,6 +216,7 @@ def test_the_paired_t_test_is_scipys(values: list[float], size: float) -> None:
     assert paired_t(before, after) == pytest.approx(ttest_rel(after, before).pvalue, rel=1e-6)
 
 
+@settings(max_examples=20)  # statsmodels takes a tenth of a second each time
 @given(st.lists(st.floats(0, 1), max_size=30))
 def test_holms_adjustment_is_statsmodels(values: list[float]) -> None:
     expected = list(multipletests(values, method="holm")[1]) if values else []
