@@ -387,7 +387,7 @@ def test_killed_in_the_middle_of_a_stage_and_of_the_next_it_ends_as_if_unbroken(
     """kill −9 while a stage is at work; the next run finds what was finished and nothing that was
     not, and is killed in a later stage itself."""
     artifacts = tmp_path / "outputs" / "artifacts"
-    finished: list[Path] = []
+    finished: set[Path] = set()
     for stage in STAGES:
         begun = warm.Command(SHORT, tmp_path)
         deadline = time.monotonic() + 300
@@ -398,9 +398,9 @@ def test_killed_in_the_middle_of_a_stage_and_of_the_next_it_ends_as_if_unbroken(
             time.sleep(0.005)
         begun.kill()
         begun.wait()
-        before, found = finished, artifacts.glob("*/*/stage.json")
-        finished = [p.parent for p in found if ".tmp-" not in p.parent.name]
-        assert set(before) <= set(finished)
+        now = {p.parent for p in artifacts.glob("*/*/stage.json") if ".tmp-" not in p.parent.name}
+        assert finished <= now
+        finished = now
         assert not any(p.parent.name == stage for p in finished) or stage == "evaluate"
     done = paw(*SHORT)
     assert done.stdout.count("] reused") == len(finished)

@@ -13,7 +13,7 @@ from conftest import Launch
 from paw.models.adapters import read_adapter
 
 pytestmark = pytest.mark.slow
-METHODS = ["ridge", "embedding"]  # what looks at moments only, and at weights
+METHODS = ["per_head", "ridge", "anchored", "embedding", "cross_lora"]
 
 
 def moved(found: Any, method: str) -> torch.Tensor:
