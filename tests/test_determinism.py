@@ -16,6 +16,7 @@ import pytest
 from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.errors import TransferError
+from paw.models.adapters import read_adapter, write_adapter
 from paw.plugins import modules
 from paw.store import Input
 from paw.transfer import calibrate, configs, match, spoil
@@ -27,11 +28,16 @@ from test_transfer import RUNTIME, TEXT, models, random_adapter
 def adapters(folder: Path) -> dict[str, str]:
     """The hash of every file of every method's adapter, figures and stamp."""
     # CKA and joined layers, so that these are compared, too.
-    settings = ["transfer.layers=cka", "transfer.spread=true", "transfer.positions=200"]
+    settings = ["transfer.layers=cka", "transfer.positions=200"]
     config = compose_config(settings)
     base, calibration = config.transfer, str(TEXT["calibration"].path)
     dataset = replace(config.dataset, calibration=calibration)
-    adapter = {"adapter": Input(random_adapter("tiny_llama", folder / "adapter"), "adapter")}
+    given, roles = (
+        random_adapter("tiny_llama", folder / "adapter"),
+        ("q_proj", "v_proj", "down_proj"),
+    )
+    write_adapter(given, {n: f for n, f in read_adapter(given).items() if n.endswith(roles)}, None)
+    adapter = {"adapter": Input(given, "adapter")}
 
     def made(name: str) -> Path:
         (folder / name).mkdir()

@@ -773,7 +773,10 @@ def test_what_a_transfer_says_of_itself(tmp_path: Path) -> None:
     kept = {n: f for n, f in read_adapter(folder).items() if "q_proj" in n or "up_proj" in n}
     write_adapter(folder, kept, None)
     config = replace(
-        transfer_named("cross_lora", compose_config([]).transfer), gain="none", **QUICK
+        transfer_named("cross_lora", compose_config([]).transfer),
+        gain="none",
+        spread=False,
+        **QUICK,
     )  # type: ignore[arg-type]
     matched = [(0, 0), (2, 1), (2, 4)]
     out, result = run(tmp_path, "tiny_llama", "tiny_qwen2", config, layers=matched)
@@ -842,7 +845,8 @@ def test_moments_are_means_over_positions_that_are_not_held_out() -> None:
     )
     assert len(x) == sum(len(t.positions) for t in fit)
     for part in (found.cross, found.gram_s, found.gram_t):
-        assert torch.allclose(part, x.T @ x / len(x), atol=1e-5)
+        assert part.dtype == torch.float64, "twice the digits of activations in float32"
+        assert torch.allclose(part, (x.T @ x / len(x)).double(), atol=1e-5)
     for part in (found.held_s, found.held_t):
         assert torch.allclose(part, kept, atol=1e-5)
 
@@ -857,10 +861,14 @@ def test_memory_decides_how_many_layers_are_streamed_at_once() -> None:
     assert sorted(p for g in groups for p in g) == sorted(names)
     (q_out, n), (v_out, _) = (shapes[f"model.layers.0.self_attn.{m}"] for m in ("q_proj", "v_proj"))
     each = sum(
-        3 * d * d + 2 * 512 * d for d in (n, q_out, v_out)
-    )  # cross and both Grams, and positions held out
-    assert moments_bytes(names[:2], shapes, shapes) == 4 * each
-    assert moments_bytes(names, shapes, shapes) == 3 * 4 * each
+        8 * 3 * d * d + 4 * 2 * 512 * d for d in (n, q_out, v_out)
+    )  # cross and both Grams in float64, and positions held out
+    assert moments_bytes(names[:2], shapes, shapes) == each
+    wide = {names[0][0]: (8, 2048)}
+    assert moments_bytes(names[:1], wide, wide) == sum(
+        size * 3 * d * d + 4 * 2 * 512 * d for d, size in ((8, 8), (2048, 4))
+    )
+    assert moments_bytes(names, shapes, shapes) == 3 * each
 
 
 def test_spaces_are_seen_where_they_are_said_to_be() -> None:
@@ -1028,7 +1036,7 @@ def test_a_penalty_is_the_best_of_those_that_are_tried() -> None:
             return float(np.corrcoef(both)[0, 1] ** 2)
 
         best = max((1.0, 0.1, 0.01, 0.001, 0.0001), key=held)
-        assert linalg.best_penalty(cross, gram, x[n:], y[n:]) == best
+        assert linalg.best_penalty(cross, gram, x[n:].float(), y[n:].float()) == best
         chosen.add(best)
     assert len(chosen) > 2
     assert linalg.best_penalty(cross, gram, x[:1], y[:1]) == 0.1  # nothing held out
@@ -1126,7 +1134,9 @@ def test_shuffled_evidence_gives_shift_nothing(tmp_path: Path) -> None:
 
 def test_a_transfer_by_weights_alone_says_nothing_of_text(tmp_path: Path) -> None:
     random_adapter("tiny_llama", tmp_path / "adapter")
-    config = replace(transfer_named("cross_lora", compose_config([]).transfer), gain="weight")
+    config = replace(
+        transfer_named("cross_lora", compose_config([]).transfer), gain="weight", spread=False
+    )
     inputs = models("tiny_llama", "tiny_qwen2") | {"adapter": Input(tmp_path / "adapter", "a")}
     (tmp_path / "out").mkdir()
     stage = transferring.TransferStage(transfer=config, text=None, runtime=RUNTIME)

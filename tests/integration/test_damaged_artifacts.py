@@ -4,7 +4,6 @@ undisturbed run."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,10 @@ def numbers() -> list[dict[str, Any]]:
     return [{k: v for k, v in s.items() if k not in costs} for s in systems]
 
 
-@pytest.mark.parametrize("damage", [flip, truncate])
 def test_the_same_numbers_and_the_damage_named(
-    damage: Callable[[Path], None],
-    launch: Launch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Every other one with a byte that is flipped, and cut."""
     launch(*PIPELINE)
     wanted, made = numbers(), set(Path("outputs/artifacts").glob("*/*/stage.json"))
     (adapter,) = Path("outputs/artifacts/spoil").glob("*/stage.json")
@@ -76,7 +72,7 @@ def test_the_same_numbers_and_the_damage_named(
         files = [p for p in manifest.parent.iterdir() if p.is_file() and p.name != "stage.json"]
         largest = max(files, key=lambda p: p.stat().st_size)
         content = largest.read_bytes()
-        damage(largest)
+        (flip, truncate)[len(seen) % 2](largest)
         capsys.readouterr()
         for command in {"merge": tools[:1], "compress": tools[1:]}.get(stage, [PIPELINE]):
             launch(*command)

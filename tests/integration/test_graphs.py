@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SWEEP = [
     "-m",
     "model@source=tiny_llama,tiny_qwen2",
-    "model@target=tiny_llama,tiny_qwen2",
+    "model@target=tiny_qwen2",
     "dataset=facts",
     "adapter=tiny",
     "train.max_steps=3",
@@ -37,10 +37,10 @@ def steps(store: Path) -> int:
 
 
 def test_a_plan_of_a_sweep_counts_what_the_run_then_makes(paw: Paw, tmp_path: Path) -> None:
-    """2 sources × 2 targets × 2 methods: 8 jobs."""
+    """2 sources × 2 methods: 4 jobs."""
     done = paw(*SWEEP, "plan=true")
     assert not (tmp_path / "outputs" / "sweeps").exists()
-    [planned] = re.findall(r"(\d+) distinct steps for 8 jobs", done.stdout)
+    [planned] = re.findall(r"(\d+) distinct steps for 4 jobs", done.stdout)
     assert "torch" not in done.stderr
     paw(*SWEEP)
     assert steps(tmp_path / "outputs" / "artifacts") == int(planned)
@@ -98,18 +98,15 @@ def test_a_killed_runs_training_is_taken_over_by_one_that_waits(tmp_path: Path) 
     assert time.monotonic() - killed < 120
 
 
-def test_two_runs_of_every_method_in_two_stores_are_alike_to_the_byte(tmp_path: Path) -> None:
-    """Every method beside every placebo, from training to evaluation, in two processes that hash
-    differently."""
-    names = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "transfer").glob("*.yaml"))
-    equal = {"copy", "lora_x", "frobenius", "frobenius_adapter", "pro_lora"}  # of equal shapes only
-    controls = ",".join(n for n in names if n not in equal | {"procrustes"})
+def test_two_runs_in_two_stores_are_alike_to_the_byte(tmp_path: Path) -> None:
+    """From training to evaluation, in two processes that hash differently. Every method by itself:
+    test_determinism."""
     files = []
     for seed in ("1", "2"):
         folder = tmp_path / seed
         folder.mkdir()
         ask = [*OVERLAP[:1], "experiment=demo", "train.max_steps=20", "evaluate.limit=4"]
-        ask += ["transfer.positions=600", "transfer.draws=1", f"transfer.controls=[{controls}]"]
+        ask += ["transfer.positions=600", "transfer.draws=1", "transfer.controls=[random]"]
         subprocess.run(
             [sys.executable, "-m", "paw.run", *ask, "name=run"],
             cwd=folder,
@@ -125,7 +122,7 @@ def test_two_runs_of_every_method_in_two_stores_are_alike_to_the_byte(tmp_path: 
                 for f in run.rglob(kind)
             }
         )
-    assert len([n for n in files[0] if n.startswith("adapters/target_")]) >= 12
+    assert len([n for n in files[0] if n.startswith("adapters/target_")]) == 3
     assert files[0].keys() == files[1].keys()
     assert [n for n in files[0] if files[0][n] != files[1][n]] == []
 

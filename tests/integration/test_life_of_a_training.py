@@ -127,15 +127,15 @@ def test_two_processes_have_the_curve_of_one(paw: Paw, launch: Launch, tmp_path:
             "task=train",
             "experiment=demo",
             "hardware=cpu",
-            "train.max_steps=20",
-            "train.val_every=10",
+            "train.max_steps=10",
+            "train.val_every=5",
             "evaluate.limit=1",
             f"paths.outputs={tmp_path / name / 'outputs'}",
         ]
         run = paw if name == "fsdp" else launch
         run(*ask, *more)
     wanted, keys = losses(tmp_path / "one"), set(load_file(trained(tmp_path / "one") / WEIGHTS))
-    assert len(wanted) == 20
+    assert len(wanted) == 10
     for name, (_, slack) in ways.items():
         assert losses(tmp_path / name) == pytest.approx(wanted, abs=slack), name
         assert result(tmp_path / name)["val_best"] == pytest.approx(

@@ -120,7 +120,10 @@ def test_in_sixteen_bits(method: str, launch: Launch, shared: str) -> None:
     # at its own learning rate p-tuning jumps about on this model, where rounding decides which way
     more += ["train.lr=1e-4"] if method == "p_tuning" else []
     found = {}
-    for precision in ("float32", "bfloat16", "float16"):
+    # float16 differs from bfloat16 by the scale of gradients alone, which plain LoRA shows, and
+    # p-tuning where they overflow
+    halves = {"bfloat16": 0.02} | ({"float16": 0.01} if method in ("tiny", "p_tuning") else {})
+    for precision in ("float32", *halves):
         ask = [
             shared,
             f"adapter={method}",
@@ -137,7 +140,7 @@ def test_in_sixteen_bits(method: str, launch: Launch, shared: str) -> None:
             json.loads(curve.read_text().splitlines()[0])["loss"],
             result["systems"][-1]["loss"],
         )
-    for precision, slack in (("bfloat16", 0.02), ("float16", 0.01)):
+    for precision, slack in halves.items():
         # p-tuning's gradients overflow at the scale that float16 starts with, and such steps are
         # left out
         kept = 1 if (method, precision) == ("p_tuning", "float16") else 2
@@ -185,7 +188,8 @@ def classify(*args: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("method", ["lora", *METHODS[1:]])
+# A head trains with all that `test_on_answers` trains; rsLoRA and 8 bits are LoRA to it.
+@pytest.mark.parametrize("method", ["lora", *sorted({*ADAPTERS} - {"rslora", "lora_8bit"})])
 def test_on_classes(
     method: str, launch: Launch, tmp_path: Path, lexicon: Path, shared: str
 ) -> None:
@@ -202,7 +206,7 @@ def test_on_classes(
     assert blind["system"] == "majority-class baseline"
     assert found["val_best"] < found["val_start"]
     assert system["loss"] < blind["loss"]
-    if method in ("lora", "rslora", "qlora"):
+    if method in ("lora", "qlora"):
         assert system["versus"][0]["low"] > 0.1
         assert {"f1", "precision", "recall", "mcc"} <= system.keys()
     # stock PEFT on the library's own classifier, its head taken from the adapter

@@ -72,7 +72,7 @@ def test_no_label_is_read(launch: Launch, tmp_path: Path) -> None:
 def test_the_table_says_what_did_it(launch: Launch, tmp_path: Path) -> None:
     launch(
         "experiment=refined_transfer", *REVERSE, "transfer.controls=[]", "train.max_steps=150",
-        "evaluate.limit=120",
+        "evaluate.limit=120", "transfer.positions=4096",
     )  # fmt: skip
     folder = run_folder(tmp_path)
     rows = table(folder)
@@ -150,7 +150,7 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
     model = ["model@source=smollm2_135m", "dataset=own_text", f"dataset.path={tmp_path}"]
     paw(
         "task=train", *model, "train.max_steps=6", "train.lr=1e-3", "adapter.r=4",
-        "train.batch_size=5", "adapter.alpha=8",
+        "train.batch_size=5", "adapter.alpha=8", "adapter.target_modules=[q_proj,v_proj]",
     )  # fmt: skip
     bare = run_folder(tmp_path) / "adapters" / "source"
     (tmp_path / "seeds.txt").write_text("\n".join(examples))

@@ -89,46 +89,44 @@ def until(condition: object, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def test_a_sweep_of_24_jobs_makes_each_shared_stage_once(
+def test_a_sweep_of_8_jobs_makes_each_shared_stage_once(
     paw: Paw, tmp_path: Path, env: dict[str, str]
 ) -> None:
-    """2 sources × 2 targets × 3 thresholds × 2 methods, in arrays, a fake GPU each. Two thresholds
-    let the same modules through, so what follows is shared, too."""
+    """2 sources × 2 thresholds × 2 methods, in arrays, a fake GPU each. Both thresholds let the
+    same modules through, so what follows is shared, too."""
     asked = [
         *SMALL,
         "model@source=tiny_llama,tiny_qwen2",
-        "model@target=tiny_llama,tiny_qwen2",
         "transfer=procrustes,ridge",
-        "transfer.similarity_threshold=1e-4,2e-4,0.3",
+        "transfer.similarity_threshold=1e-4,2e-4",
     ]
     done = paw(*CLUSTER, "hydra.launcher.gpus_per_node=1", *asked, env=env)
     sweep, counts = sweep_in(tmp_path), made(tmp_path)
-    assert [job.state and job.state.state for job in sweep.jobs] == ["done"] * 24
+    assert [job.state and job.state.state for job in sweep.jobs] == ["done"] * 8
     assert set(counts.values()) == {1}, "nothing was made twice"
     assert of("train", counts) == 2  # a source's adapter is the target's own, too
-    assert of("transfer", counts) == 4 * 2
-    assert of("gate", counts) == 4 * 2 * 3
-    own = {"tiny_llama": 0, "tiny_qwen2": 1}
+    assert of("transfer", counts) == 2 * 2
+    assert of("gate", counts) == 2 * 2 * 2
     moved = {  # evaluated: by pair, method, and which modules passed
         (c["source"]["name"], c["target"]["name"], c["transfer"]["method"], passed(job.folder))
         for job in sweep.jobs
         for c in [job.config]
     }
-    assert of("evaluate", counts) == 2 + len(own) + len(moved)
-    assert len(moved) < 24
+    assert of("evaluate", counts) == 2 + 2 + len(moved), "both bases, each with its own adapter"
+    assert len(moved) == 4
     states = [job.state for job in sweep.jobs if job.state]
     assert {s.host for s in states} == {"n1", "n2"}
     assert all(s.devices in ("0", "1") for s in states)
-    assert len({(job.id or "").partition("_")[0] for job in sweep.jobs}) == 4, "an array per pair"
+    assert len({(job.id or "").partition("_")[0] for job in sweep.jobs}) == 2, "an array per pair"
     names = {name for identity, name in queue(env, "%i %j") if "_" in identity}
     assert "paw_tiny_llama-tiny_qwen2" in names
     assert all(os.path.relpath(str(job.log), tmp_path) in done.stdout for job in sweep.jobs)
     page = (sweep.folder / "summary.md").read_text()
-    assert "24 done" in page
+    assert "8 done" in page
     assert {"sweep.json", "sweep.csv"} <= {f.name for f in sweep.folder.iterdir()}
     assert list(sweep.folder.glob("*.png"))
     again = paw(*CLUSTER, *asked, "plan=true", env=env).stdout
-    assert "24 jobs" in again
+    assert "8 jobs" in again
     assert all(line.rstrip(" |").endswith("–") for line in again.splitlines() if "train" in line)
 
 
@@ -298,17 +296,17 @@ def test_a_job_per_step_asks_for_what_its_step_needs(
 ) -> None:
     """What runs on no device gets no (fake) GPU."""
     asked = [*SMALL, "train.max_steps=2", "transfer.similarity_threshold=1e-4,2e-4"]
-    asked += ["hydra.launcher.gpus_per_node=1"]
+    asked += ["hydra.launcher.gpus_per_node=1", "model@target=tiny_llama"]
     done = paw(*CLUSTER, *asked, "dispatch=steps", env=env)
     counts, sweep = made(tmp_path), sweep_in(tmp_path)
     assert set(counts.values()) == {1}
     assert of("gate", counts) == 2
-    assert of("evaluate", counts) == 5, "equal adapters are evaluated once"
+    assert of("evaluate", counts) == 3, "equal adapters are evaluated once"
     assert all(job.state and job.state.state == "done" for job in sweep.jobs)
     submitted = re.findall(r"^  job (\d+): ", done.stdout, re.MULTILINE)
-    assert len(submitted) == 15, "each step that the plan knows"
+    assert len(submitted) == 11, "each step that the plan knows"
     mine = {*submitted, *(str(job.id) for job in sweep.jobs)}
-    assert len(mine) == 17
+    assert len(mine) == 13
     finished = dict(row for row in queue(env, "%i %T") if len(row) == 2)
     assert {finished[identity] for identity in mine} == {"COMPLETED"}
     given = {row[1]: row[2] for row in queue(env, "%i %j %b") if row[0] in mine}

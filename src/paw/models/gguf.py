@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from paw.errors import ModelError
@@ -29,7 +31,7 @@ def dequantise(gguf: Path, out: Path) -> None:
     # On a terminal the reader's own bars show progress; in a log they would flood it.
     shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
     folder, file = str(gguf.parent), gguf.name
-    with contextlib.redirect_stderr(shown):
+    with contextlib.redirect_stderr(shown), _read_once():
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
             model = AutoModelForCausalLM.from_pretrained(
@@ -46,3 +48,20 @@ def dequantise(gguf: Path, out: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """transformers 5.23 parses the file for the tokenizer, the configuration and the weights, each
+    anew, and builds the list of tensors' names for every submodule: half of the time, for the same
+    answers."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, found in slow.items():
+            setattr(gguf, name, cache(found))
+        yield
+    finally:
+        for name, found in slow.items():
+            setattr(gguf, name, found)

@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor
 
 from paw.store import content, digest, replacing, write_text
-from paw.transfer.linalg import SMALL, Basis, singular_basis
+from paw.transfer.linalg import Basis, singular_basis
+from paw.transfer.modules import SMALL
 
 VERSION = "1"  # of what linalg.singular_basis computes: raise it when that changes
 HASH = ".sha256"

@@ -26,7 +26,7 @@ NOTE = "calibration.json"  # of moments that are not kept
 class CalibrateStage:
     text: TextConfig
     layers: str = "proportional"
-    spread: bool = False
+    spread: bool = True
     # It decides what is kept, and so it is known by: a larger one keeps what a smaller did not.
     memory_gb: float = 8.0
 
@@ -59,8 +59,8 @@ def calibrate(
         inputs: `source`, `target`; `calibration` (a text file, a document a line) or `data` (rows
             of the train split); `match` where layers are matched by similarity.
 
-    Writes the moments of every space that two modules of matched layers share, float32; where they
-    do not fit, a note.
+    Writes the moments of every space that two modules of matched layers share; where they do not
+    fit, a note.
     """
     shapes = [linear_shapes(inputs[side].path) for side in ("source", "target")]
     layers = matched_layers(config.layers, config.spread, inputs)
@@ -83,7 +83,7 @@ def calibrate(
 
 STAGE = Stage(
     "calibrate",
-    "2",
+    "3",
     "paw.transfer.calibrate:calibrate",
     config=CalibrateStage,
     result=CalibrateResult,

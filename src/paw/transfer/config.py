@@ -29,8 +29,9 @@ class TransferConfig:
     # moments of both's activations on a text; or the running models themselves.
     evidence: str = "text"
     layers: str = "proportional"
-    # The layers that a matching leaves out join their nearest: added up, or divided.
-    spread: bool = False
+    # The layers that a matching leaves out join their nearest: added up, or divided. Published
+    # methods leave them out.
+    spread: bool = True
     gain: str = "activation"  # none, weight, activation, or a number
     # Singular vectors kept a side; else 320, and at most half of the smallest dimension.
     basis: Optional[int] = None

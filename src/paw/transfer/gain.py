@@ -35,5 +35,6 @@ def gain_of(pair: Pair, old: Factors, new: Factors, gain: str) -> float:
 def _energy(a: Tensor, b: Tensor, gram: Tensor, w: Tensor) -> float:
     """Of a weight that puts nothing out the share is without bound, so the gain is 0: such a module
     gets nothing."""
+    gram = gram.float()
     update, own = ((b.T @ b) * (a @ gram @ a.T)).sum(), ((w @ gram) * w).sum()
     return float(update.clamp_min(0) / own.clamp_min(1e-30))

@@ -103,7 +103,7 @@ def gate(config: GateStage, inputs: Mapping[str, Input], out: Path, watch: Watch
     return GateResult(**figures, gate=c.similarity)
 
 
-STAGE = Stage("gate", "1", "paw.transfer.gate:gate", config=GateStage, result=GateResult)
+STAGE = Stage("gate", "2", "paw.transfer.gate:gate", config=GateStage, result=GateResult)
 
 
 def mark(rows: Sequence[Row], c: TransferConfig) -> dict[str, int]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SEEN = 1e-6  # of the largest singular value: sums in float32 say no more
-SMALL = 1024  # up to this size in float64: it costs little and saves digits
+from paw.transfer.modules import SMALL
+
+# Of the largest singular value of second moments: less is what rounding left. In float64 it is the
+# rounding of the activations themselves, squared.
+SEEN = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def _work(m: Tensor) -> Tensor:
@@ -17,13 +20,13 @@ def _work(m: Tensor) -> Tensor:
 
 def polar(m: Tensor) -> Tensor:
     """The orthogonal factor X·Yᵀ of the thin SVD m = X S Yᵀ: the solution of orthogonal Procrustes
-    for m = aᵀb.
+    for m = aᵀb (float32 or float64; the factor is float32).
 
     Directions the samples never showed (singular values at rounding error) are left to an SVD's
     whim; they are paired here as the identity pairs them, so that the result does not depend on the
     library and a model maps to itself as itself."""
     u, s, vh = torch.linalg.svd(_work(m), full_matrices=False)
-    seen = int((s > SEEN * s[0]).sum())
+    seen = int((s > SEEN[m.dtype] * s[0]).sum())
     rotation: Tensor = u[:, :seen] @ vh[:seen]
     if seen < len(s):
         rest_u = torch.linalg.qr(u[:, :seen], mode="complete")[0][
@@ -35,18 +38,18 @@ def polar(m: Tensor) -> Tensor:
             full_matrices=False,
         )
         rotation = rotation + rest_u @ (x @ yh) @ rest_v.T
-    return rotation.to(m.dtype)
+    return rotation.float()
 
 
 def ridge(cross: Tensor, gram: Tensor, penalty: float) -> Tensor:
     """cross·(gram + λI)⁻¹ with λ = penalty × the mean diagonal of gram.
 
     cross: p×n, gram: n×n, both second moments of the same samples: the map y ≈ T·x minimising E‖y −
-    T x‖² + λ‖T‖²."""
+    T x‖² + λ‖T‖², float32."""
     g = _work(gram)
     g = g + penalty * g.diagonal().mean() * torch.eye(len(g), dtype=g.dtype, device=g.device)
     solved: Tensor = torch.linalg.solve(g, cross.to(g.dtype).T)
-    return solved.T.to(cross.dtype)
+    return solved.T.float()
 
 
 PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)

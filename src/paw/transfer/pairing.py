@@ -23,9 +23,10 @@ class Site:
     """Two spaces seen at the same text positions, as second moments (uncentred, divided by the
     count).
 
-    cross: n_s×n_t, gram_s: n_s×n_s, gram_t: n_t×n_t, float32. Shared by the modules that share the
-    space, so that a map is computed once. held_s: N×n_s and held_t: N×n_t are positions of texts
-    that the moments have not seen (N may be 0).
+    cross: n_s×n_t, gram_s: n_s×n_s, gram_t: n_t×n_t; float64 where models that run in float32 have
+    spaces small enough for it, else float32. Maps that are found from them are float32. Shared by
+    the modules that share the space, so that a map is computed once. held_s: N×n_s and held_t:
+    N×n_t, float32, are positions of texts that the moments have not seen (N may be 0).
     """
 
     cross: Tensor

@@ -149,7 +149,7 @@ def transfer(
 
 STAGE = Stage(
     "transfer",
-    "5",
+    "6",
     "paw.transfer.transfer:transfer",
     config=TransferStage,
     result=TransferResult,

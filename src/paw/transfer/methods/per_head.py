@@ -105,10 +105,10 @@ def _coherence(pair: Pair, place: Place) -> Tensor:
     cross, gram_s, gram_t = _blocks(pair, place)
     energy = torch.outer(_trace(gram_s), _trace(gram_t)).sqrt().clamp_min(1e-30)
     if place == VALUES:
-        strength: Tensor = torch.linalg.svdvals(cross.double()).sum(-1).to(cross.dtype)
+        strength: Tensor = torch.linalg.svdvals(cross.double()).sum(-1)
     else:
         number, _ = _numbers(pair, cross, gram_s)
-        strength = number.abs().sum(-1).to(cross.dtype)
+        strength = number.abs().sum(-1)
     return (strength / energy).T.cpu()
 
 
@@ -159,7 +159,7 @@ def _rotary(pair: Pair, place: Place) -> Tensor:
         block = out[head, :, twin]
         block[j, near], block[j, near + half_s] = c.real, -c.imag
         block[j + half_t, near], block[j + half_t, near + half_s] = c.imag, c.real
-    return out.reshape(len(chosen) * t.dim, -1)
+    return out.reshape(len(chosen) * t.dim, -1).float()
 
 
 def _orthogonal(pair: Pair, place: Place) -> Tensor:
@@ -175,7 +175,7 @@ def _orthogonal(pair: Pair, place: Place) -> Tensor:
     if place == MIXED:
         for twin in set(chosen):
             out[twin] /= chosen.count(twin)
-    return out.reshape(cross.shape[0] * s.dim, -1)
+    return out.reshape(cross.shape[0] * s.dim, -1).float()
 
 
 METHOD = Method(maps)
