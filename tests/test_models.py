@@ -156,14 +156,21 @@ def test_the_packaged_models_are_real(
     answer: str,
     special: int,
 ) -> None:
-    """From GGUF, whole or in four parts: dequantised once, with the family's own special tokens,
-    and they know where Paris is."""
-    pytest.importorskip("gguf")
+    """From GGUF, whole or in four parts: parsed and dequantised once, with the family's own special
+    tokens, and they know where Paris is."""
+    gguf, parsed = pytest.importorskip("gguf"), []
+    parse = gguf.GGUFReader.__init__
+
+    def counted(*args: object, **more: object) -> None:
+        parsed.append(args[1])
+        parse(*args, **more)
+
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", counted)
     monkeypatch.setenv("PAW_CACHE", str(tmp_path))
     watch = Silent()
     folder = locate(model_named(name), None, watch)
     assert locate(model_named(name), None, watch) == folder
-    assert len(watch.said) == 1
+    assert len(watch.said) == len(parsed) == 1
     tokenizer, model = load_tokenizer(folder), load_model(folder, CPU)
     ids = tokenizer(prompt, return_tensors="pt")
     assert sum(int(i) in tokenizer.all_special_ids for i in ids.input_ids[0]) == special

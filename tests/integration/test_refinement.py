@@ -149,8 +149,8 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
             f.writelines(json.dumps(row) + "\n" for row in rows)
     model = ["model@source=smollm2_135m", "dataset=own_text", f"dataset.path={tmp_path}"]
     paw(
-        "task=train", *model, "train.max_steps=6", "train.lr=1e-3", "adapter.r=4",
-        "train.batch_size=5", "adapter.alpha=8", "adapter.target_modules=[q_proj,v_proj]",
+        "task=train", *model, "train.max_steps=8", "train.lr=2e-3", "adapter.r=4",
+        "train.batch_size=5", "adapter.alpha=8", "adapter.target_modules=[v_proj,o_proj,down_proj]",
     )  # fmt: skip
     bare = run_folder(tmp_path) / "adapters" / "source"
     (tmp_path / "seeds.txt").write_text("\n".join(examples))
