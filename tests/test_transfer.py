@@ -28,6 +28,7 @@ from paw.models.layout import Heads, Part, heads
 from paw.models.load import Runtime, load_model, load_tokenizer
 from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
+from paw.plugins import modules
 from paw.store import Input
 from paw.transfer import activations, anchors, calibrate, evidence, figures, linalg, model_pair
 from paw.transfer import match as matching
@@ -38,7 +39,7 @@ from paw.transfer.controls import transfer_named
 from paw.transfer.gate import GateResult, _joined, mark
 from paw.transfer.layers import by_index, proportional, spread
 from paw.transfer.maps import Eye, Product
-from paw.transfer.methods import copy, method_named, per_head, ridge, shift
+from paw.transfer.methods import METHODS, Method, copy, method_named, per_head, ridge, shift
 from paw.transfer.model_pair import ModelPair, TextConfig
 from paw.transfer.modules import (
     ROLES,
@@ -425,6 +426,32 @@ def run(
 
 
 QUICK = {"positions": 2000}
+FEW = ("q_proj", "v_proj", "down_proj")
+EQUAL = ("copy", "lora_x", "pro_lora")  # methods of equal shapes only
+
+
+@pytest.mark.parametrize(
+    ("method", "streaming"), [*((m, False) for m in modules(METHODS)), ("per_head", True)]
+)
+def test_an_adapter_of_a_few_modules_is_moved_as_the_whole_one(
+    tmp_path: Path, method: str, streaming: bool
+) -> None:
+    """Maps are of the models alone, so that what an adapter lacks changes nothing in the rest."""
+    if not isinstance(method_named(method), Method):
+        pytest.skip("it spoils another's result, or fits all modules one after the other")
+    random_adapter("tiny_llama", tmp_path / "adapter")
+    config = transfer_named(method, compose_config([]).transfer)
+    config = replace(config, **QUICK | {"positions": 300})  # type: ignore[arg-type]
+    pair = ("tiny_llama", "tiny_llama" if method in EQUAL else "tiny_qwen2")
+    whole, _ = run(tmp_path, *pair, config, streaming, name="whole")
+    kept = {n: f for n, f in read_adapter(tmp_path / "adapter").items() if n.endswith(FEW)}
+    write_adapter(tmp_path / "adapter", kept, None)
+    part, _ = run(tmp_path, *pair, config, streaming, name="part")
+    before, after = read_adapter(whole), read_adapter(part)
+    assert after.keys() == {n for n in before if n.endswith(FEW)}
+    for name, f in after.items():
+        assert torch.equal(f.a, before[name].a), name
+        assert torch.equal(f.b, before[name].b), name
 
 
 @pytest.mark.parametrize("method", ["procrustes", "pad_truncate"])

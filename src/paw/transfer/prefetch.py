@@ -16,7 +16,8 @@ from paw.models.load import load_tokenizer
 from paw.models.tensors import Weights
 from paw.store import Input
 from paw.transfer.evidence import Evidence
-from paw.transfer.modules import Names, layer_of
+from paw.transfer.methods import Method, method_named
+from paw.transfer.modules import Names, by_layer, layer_of
 from paw.transfer.pairing import Pair, Side, Site
 
 if TYPE_CHECKING:
@@ -59,12 +60,23 @@ def module_pairs(
     of_source, of_target = _sides(source, models[0], config), _sides(target, models[1], config)
     residual = _residual((source, target), models, config) if c.evidence == "embeddings" else None
     attention = (heads(models[0].path), heads(models[1].path))
-    for group, sites in known.groups(names):
-        for name_s, name_t in group:
+    asked, also = set(names), _beside(names, c.method, source, target)
+    for group, sites in known.groups([*names, *also]):
+        for name_s, name_t in (pair for pair in group if pair in asked):
             layers = (layer_of(name_s)[0], layer_of(name_t)[0])
             shared = {t[1]: site for (s, t), site in sites.items() if (s[0], t[0]) == layers}
             sides, moved = (of_source(name_s), of_target(name_t)), adapter[name_s]
             yield Pair(*sides, shared, c.basis, attention, residual, moved)
+
+
+def _beside(names: Names, method: str, source: Weights, target: Weights) -> list[tuple[str, str]]:
+    """Modules of the same layers that a method looks at, though the adapter does not hold them."""
+    found = method_named(method)
+    roles = found.also if isinstance(found, Method) else ()
+    layers = dict.fromkeys((layer_of(s)[0], layer_of(t)[0]) for s, t in names)
+    of_s, of_t = by_layer(source.shapes), by_layer(target.shapes)
+    beside = ((of_s[s][role], of_t[t][role]) for s, t in layers for role in roles)
+    return [pair for pair in beside if pair not in set(names)]
 
 
 def _sides(weights: Weights, model: Input, config: TransferStage) -> Callable[[str], Side]:

@@ -43,10 +43,13 @@ METHODS = "transfer/methods"
 
 @dataclass(frozen=True)
 class Method:
-    """`maps` gives T_in and T_out for a pair, and gets the method's configuration."""
+    """`maps` gives T_in and T_out for a pair, and gets the method's configuration. It is shown the
+    spaces of the pair's own two modules, and those of the roles in `also` in the same layers, which
+    the adapter need not hold."""
 
     maps: MapsOf
     schema: type[TransferConfig] = TransferConfig
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

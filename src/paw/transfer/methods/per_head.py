@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from paw.models.layout import Heads
     from paw.transfer.modules import Place
 
-QUERIES, KEYS, VALUES = (ROLES[role].writes for role in ("q_proj", "k_proj", "v_proj"))
+HEADS = ("q_proj", "k_proj", "v_proj")  # by which heads are assigned, whichever module is moved
+QUERIES, KEYS, VALUES = (ROLES[role].writes for role in HEADS)
 MIXED = ROLES["o_proj"].reads
 
 
@@ -178,4 +179,4 @@ def _orthogonal(pair: Pair, place: Place) -> Tensor:
     return out.reshape(cross.shape[0] * s.dim, -1).float()
 
 
-METHOD = Method(maps)
+METHOD = Method(maps, also=HEADS)
