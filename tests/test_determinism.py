@@ -16,13 +16,12 @@ import pytest
 from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.errors import TransferError
-from paw.models.adapters import read_adapter, write_adapter
 from paw.plugins import modules
 from paw.store import Input
 from paw.transfer import calibrate, configs, match, spoil
 from paw.transfer.controls import real_method, shuffle_of, transfer_named
 from paw.transfer.methods import METHODS
-from test_transfer import RUNTIME, TEXT, models, random_adapter
+from test_transfer import RUNTIME, TEXT, few, models, random_adapter
 
 
 def adapters(folder: Path) -> dict[str, str]:
@@ -32,12 +31,7 @@ def adapters(folder: Path) -> dict[str, str]:
     config = compose_config(settings)
     base, calibration = config.transfer, str(TEXT["calibration"].path)
     dataset = replace(config.dataset, calibration=calibration)
-    given, roles = (
-        random_adapter("tiny_llama", folder / "adapter"),
-        ("q_proj", "v_proj", "down_proj"),
-    )
-    write_adapter(given, {n: f for n, f in read_adapter(given).items() if n.endswith(roles)}, None)
-    adapter = {"adapter": Input(given, "adapter")}
+    adapter = {"adapter": Input(few(random_adapter("tiny_llama", folder / "adapter")), "adapter")}
 
     def made(name: str) -> Path:
         (folder / name).mkdir()

@@ -111,10 +111,7 @@ def test_sixteen_bits_learn_what_float32_learns(precision: str, how: str, tmp_pa
         ("float16", "tiny"),
         *(
             pytest.param(p, m, marks=pytest.mark.slow)
-            for p, methods in (
-                ("bfloat16", ADAPTERS),
-                ("float16", ["qlora", "adalora", "p_tuning"]),
-            )
+            for p, methods in (("bfloat16", ADAPTERS), ("float16", OTHERS))
             for m in methods
         ),
     ],

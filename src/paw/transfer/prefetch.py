@@ -60,8 +60,9 @@ def module_pairs(
     of_source, of_target = _sides(source, models[0], config), _sides(target, models[1], config)
     residual = _residual((source, target), models, config) if c.evidence == "embeddings" else None
     attention = (heads(models[0].path), heads(models[1].path))
-    asked, also = set(names), _beside(names, c.method, source, target)
-    for group, sites in known.groups([*names, *also]):
+    asked = dict.fromkeys(names)
+    looked_at = asked | dict.fromkeys(_beside(names, c.method, source, target))
+    for group, sites in known.groups(list(looked_at)):
         for name_s, name_t in (pair for pair in group if pair in asked):
             layers = (layer_of(name_s)[0], layer_of(name_t)[0])
             shared = {t[1]: site for (s, t), site in sites.items() if (s[0], t[0]) == layers}
@@ -69,14 +70,15 @@ def module_pairs(
             yield Pair(*sides, shared, c.basis, attention, residual, moved)
 
 
-def _beside(names: Names, method: str, source: Weights, target: Weights) -> list[tuple[str, str]]:
-    """Modules of the same layers that a method looks at, though the adapter does not hold them."""
+def _beside(
+    names: Names, method: str, source: Weights, target: Weights
+) -> Iterator[tuple[str, str]]:
+    """Modules of the same layers that a method looks at, whether the adapter holds them or not."""
     found = method_named(method)
     roles = found.also if isinstance(found, Method) else ()
-    layers = dict.fromkeys((layer_of(s)[0], layer_of(t)[0]) for s, t in names)
     of_s, of_t = by_layer(source.shapes), by_layer(target.shapes)
-    beside = ((of_s[s][role], of_t[t][role]) for s, t in layers for role in roles)
-    return [pair for pair in beside if pair not in set(names)]
+    for s, t in dict.fromkeys((layer_of(s)[0], layer_of(t)[0]) for s, t in names):
+        yield from ((of_s[s][role], of_t[t][role]) for role in roles)
 
 
 def _sides(weights: Weights, model: Input, config: TransferStage) -> Callable[[str], Side]:
