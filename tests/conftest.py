@@ -9,9 +9,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as paw.run does, before torch
 # that tests start inherit them
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -84,8 +86,18 @@ def paw(tmp_path: Path) -> Paw:
     return run
 
 
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """What commands import; stages collect garbage after each model, and then need not look through
+    all of it each time."""
+    for name in warm.IMPORTED:
+        import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
-def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+def launch(imported: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
     """`launch("train.lr=1")`: the same task in this process, which has imported everything already,
     in an empty folder."""
     from paw.cli.compose import compose_config

@@ -9,6 +9,7 @@ are: CUDA does not survive a fork.
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -93,6 +94,7 @@ def run(
 
 
 def _command(args: list[str], cwd: str, environment: dict[str, str], said: str) -> None:
+    gc.freeze()  # as conftest does
     os.setsid()
     os.chdir(cwd)
     os.environ.clear()

@@ -193,12 +193,13 @@ def classify(*args: str) -> list[str]:
 def test_on_classes(
     method: str, launch: Launch, tmp_path: Path, lexicon: Path, shared: str
 ) -> None:
+    steps = 20 if method in ("dora", "adalora", "ia3", "prefix_tuning") else 60  # that it takes
     ask = classify(
         shared,
         f"adapter={method}",
         f"dataset.path={lexicon}",
-        "train.max_steps=60",
-        "train.val_every=30",
+        f"train.max_steps={steps}",
+        f"train.val_every={steps // 2}",
         "evaluate.limit=150",
     )
     adapter, found = train(launch, *ask)

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import QUICK, Paw
+from conftest import QUICK, Launch, Paw
 from minislurm import MiniSlurm, missing
 from paw.store import journal
 from paw.sweeps.folder import Sweep, read
@@ -292,27 +292,30 @@ def test_what_the_cluster_refuses_is_one_line(paw: Paw, env: dict[str, str]) -> 
 
 
 def test_a_job_per_step_asks_for_what_its_step_needs(
-    paw: Paw, tmp_path: Path, env: dict[str, str]
+    paw: Paw, launch: Launch, tmp_path: Path, env: dict[str, str]
 ) -> None:
     """What runs on no device gets no (fake) GPU."""
-    asked = [*SMALL, "train.max_steps=2", "transfer.similarity_threshold=1e-4,2e-4"]
-    asked += ["hydra.launcher.gpus_per_node=1", "model@target=tiny_llama"]
+    launch("task=train", *SMALL, "paths.outputs=made")
+    [bare] = (tmp_path / "made" / "runs").glob("*/adapters/source")
+    asked = ["task=transfer", *SMALL, f"adapter.path={bare}", "hydra.launcher.gpus_per_node=1"]
+    asked += ["transfer.similarity_threshold=1e-4,2e-4"]
     done = paw(*CLUSTER, *asked, "dispatch=steps", env=env)
     counts, sweep = made(tmp_path), sweep_in(tmp_path)
     assert set(counts.values()) == {1}
-    assert of("gate", counts) == 2
-    assert of("evaluate", counts) == 3, "equal adapters are evaluated once"
+    assert {stage: of(stage, counts) for stage in ("match", "calibrate", "transfer", "gate")} == {
+        "match": 1, "calibrate": 1, "transfer": 1, "gate": 2,
+    }  # fmt: skip
     assert all(job.state and job.state.state == "done" for job in sweep.jobs)
     submitted = re.findall(r"^  job (\d+): ", done.stdout, re.MULTILINE)
-    assert len(submitted) == 11, "each step that the plan knows"
+    assert len(submitted) == sum(counts.values()) == 5
     mine = {*submitted, *(str(job.id) for job in sweep.jobs)}
-    assert len(mine) == 13
+    assert len(mine) == 7
     finished = dict(row for row in queue(env, "%i %T") if len(row) == 2)
     assert {finished[identity] for identity in mine} == {"COMPLETED"}
     given = {row[1]: row[2] for row in queue(env, "%i %j %b") if row[0] in mine}
     for name, gpus in given.items():
-        bare = name.startswith(("paw_encode", "paw_gate", "paw_0_", "paw_1_"))
-        assert gpus == ("N/A" if bare else "gres:gpu:1"), name
+        bare_job = name.startswith(("paw_gate", "paw_0_", "paw_1_"))
+        assert gpus == ("N/A" if bare_job else "gres:gpu:1"), name
     again = paw(*CLUSTER, *asked, "dispatch=steps", env=env)
     assert "\n  job " not in again.stdout, "nothing is missing: only reports are submitted"
     assert made(tmp_path) == counts
