@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +28,7 @@ def adapters(folder: Path) -> dict[str, str]:
     # CKA and joined layers, so that these are compared, too.
     settings = ["transfer.layers=cka", "transfer.positions=200"]
     config = compose_config(settings)
-    base, calibration = config.transfer, str(TEXT["calibration"].path)
-    dataset = replace(config.dataset, calibration=calibration)
+    base = config.transfer
     adapter = {"adapter": Input(few(random_adapter("tiny_llama", folder / "adapter")), "adapter")}
 
     def made(name: str) -> Path:
@@ -41,7 +39,7 @@ def adapters(folder: Path) -> dict[str, str]:
     def seen(target: str, shuffle: int | None) -> dict[str, Input]:
         """Both models with what is known of them."""
         inputs, at = models("tiny_llama", target) | TEXT, f"{target}_{shuffle}"
-        text = configs.text_config(base, dataset, RUNTIME, (False, False), shuffle)
+        text = configs.text_config(base, RUNTIME, (False, False), shuffle)
         matched, moments = made(f"match_{at}"), made(f"moments_{at}")
         match.match(configs.match_config(base, text, None), inputs, matched, Silent())
         inputs["match"] = Input(matched, "match")
@@ -57,7 +55,7 @@ def adapters(folder: Path) -> dict[str, str]:
             spoilt = {"adapter": Input(moved(real.method, target), "moved")}
             spoil.spoil(configs.spoil_config(c), spoilt, out, Silent())  # type: ignore[arg-type]
             return out
-        text = configs.text_config(real, dataset, RUNTIME, (False, False), shuffle)
+        text = configs.text_config(real, RUNTIME, (False, False), shuffle)
         stage = configs.transfer_config(real, text, bases=None)
         move(stage, seen(target, shuffle) | adapter, out)
         return out

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from conftest import Silent, move
 from paw.cli.compose import compose_config
 from paw.data import vocabulary
-from paw.data.load import examples
 from paw.errors import ConfigError, TransferError
 from paw.models.adapters import Factors, read_adapter, write_adapter
 from paw.models.layout import Heads, Part, heads
@@ -30,7 +29,7 @@ from paw.models.tensors import Weights, linear_shapes
 from paw.paths import embedded
 from paw.plugins import modules
 from paw.store import Input
-from paw.transfer import activations, anchors, calibrate, evidence, figures, linalg, model_pair
+from paw.transfer import activations, anchors, calibrate, evidence, figures, linalg
 from paw.transfer import match as matching
 from paw.transfer import transfer as transferring
 from paw.transfer.activations import PairedText, pair_texts, seen
@@ -1101,26 +1100,6 @@ def test_a_method_that_fits_says_what_its_modules_had_before(tmp_path: Path) -> 
     new = read_adapter(out)["model.layers.2.mlp.down_proj"]
     assert two["norm_after"] == pytest.approx(new.norm(), rel=1e-4)
     assert (result.target_modules, result.similarity) == (2, None)
-
-
-def test_questions_are_calibration_text_with_one_of_their_choices_in_turn(tmp_path: Path) -> None:
-    """So that no label is used; where the only choice is the answer, it is left out."""
-    c = compose_config(["dataset=facts"]).dataset
-    inputs = {"data": Input(embedded("facts") / "train.jsonl", "data")}
-    found = examples(embedded("facts") / "train.jsonl", c, "train")
-    texts = model_pair._texts(text(9, dataset=c, split="train"), inputs)
-    picked = [i % len(e.continuations) for i, e in enumerate(found)]
-    assert len(set(picked)) > 1
-    assert texts == [
-        f"{e.contexts[k]}{e.continuations[k]}" for e, k in zip(found, picked, strict=True)
-    ]
-    alone = [{"question": "one ?", "answer": "#### 1"}, {"question": "two ?", "answer": "#### 2"}]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in alone))
-    gsm = compose_config(["dataset=gsm8k", f"dataset.path={tmp_path}"]).dataset
-    rows = {"data": Input(tmp_path / "train.jsonl", "data")}
-    texts = model_pair._texts(text(9, dataset=gsm, split="train"), rows)
-    assert ["1" in t or "2" in t for t in texts] == [False, False]
-    assert ["one ?" in texts[0], "two ?" in texts[1]] == [True, True]
 
 
 @pytest.mark.parametrize("by", ["cka", "weights"])

@@ -78,9 +78,8 @@ def test_what_goes_before_a_transfer_is_known_of_its_configuration(ask: tuple[st
     """Nothing that it names is there."""
     c = config(*ask)
     assert (configs.needs_text(c), configs.needs_moments(c), configs.needs_match(c)) == NEEDS[ask]
-    dataset = replace(compose_config([]).dataset, path="/nowhere", calibration=None)
-    said = configs.text_config(c, dataset, RUNTIME, (True, False), shuffle=3)
-    assert (said.dataset, said.split, said.shuffle) == (dataset, dataset.train_split, 3)
+    said = configs.text_config(c, RUNTIME, (True, False), shuffle=3)
+    assert (said.positions, said.shuffle) == (c.positions, 3)
     moved = configs.transfer_config(c, said, bases=None)
     assert moved.text == (said if c.uses_text else None)
     assert moved.trust == (True, False)
@@ -91,8 +90,6 @@ def test_what_goes_before_a_transfer_is_known_of_its_configuration(ask: tuple[st
     assert (matched.text is None) is (c.layers == "similarity")
     if matched.text is not None:
         assert (matched.text.positions, matched.text.shuffle) == (512, None)
-    of_file = configs.text_config(c, replace(dataset, calibration="a.txt"), RUNTIME, (False, False))
-    assert (of_file.dataset, of_file.split) == (None, None)
 
 
 def test_a_method_stands_before_its_controls_and_their_draws() -> None:

@@ -56,8 +56,8 @@ def calibrate(
     """One pass of both models over the calibration text.
 
     Args:
-        inputs: `source`, `target`; `calibration` (a text file, a document a line) or `data` (rows
-            of the train split); `match` where layers are matched by similarity.
+        inputs: `source`, `target` and `calibration` as of ModelPair; `match` where layers are
+            matched by similarity.
 
     Writes the moments of every space that two modules of matched layers share; where they do not
     fit, a note.

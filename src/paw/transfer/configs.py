@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from paw.data.config import DatasetConfig
 from paw.models.load import Runtime
 from paw.transfer.calibrate import CalibrateStage
 from paw.transfer.config import GATED, PlaceboConfig, TransferConfig
 from paw.transfer.gate import GateStage
 from paw.transfer.match import MatchStage
-from paw.transfer.model_pair import TextConfig, calibration_file
+from paw.transfer.model_pair import TextConfig
 from paw.transfer.modules import BASIS, HELD
 from paw.transfer.spoil import SpoilStage
 from paw.transfer.transfer import TransferStage
@@ -33,7 +32,6 @@ def needs_text(c: TransferConfig) -> bool:
 
 def text_config(
     c: TransferConfig,
-    dataset: DatasetConfig,
     runtime: Runtime,
     trust: tuple[bool, bool],
     shuffle: int | None = None,
@@ -43,13 +41,10 @@ def text_config(
         trust: whether code of the source's, of the target's folder is run.
         shuffle: the seed of a placebo that pairs positions at random.
     """
-    rows = calibration_file(c, dataset) is None
     return TextConfig(
         runtime=runtime,
         positions=c.positions,
         shuffle=shuffle,
-        dataset=dataset if rows else None,
-        split=dataset.train_split if rows else None,
         batch_size=c.batch_size,
         trust=trust,
     )

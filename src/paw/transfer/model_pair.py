@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from paw.config.checks import transient
 from paw.data.config import DatasetConfig
-from paw.data.example import words
-from paw.data.load import unlabelled
 from paw.errors import DataError
 from paw.models.layout import parts
 from paw.models.load import Runtime, load_model, load_tokenizer, spread_over
@@ -18,6 +16,7 @@ from paw.store import Input, Watch
 from paw.transfer.config import TransferConfig
 from paw.transfer.modules import HELD, Names, Space, by_layer, shared_spaces
 from paw.transfer.pairing import Site
+from paw.transfer.write import FILE
 
 if TYPE_CHECKING:
     from paw.transfer.activations import PairedText
@@ -25,21 +24,18 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TextConfig:
-    """The text that both models see: a file with a document a line, or the questions of a split."""
+    """How both models are run on the text, and on how much of it."""
 
     runtime: Runtime
     positions: int
     shuffle: int | None = None  # a seed by which positions are paired wrongly, for the placebo
-    # Where the text is the questions of a split.
-    dataset: DatasetConfig | None = None
-    split: str | None = None
     batch_size: int = transient(32)
     # Whether code of the source's, of the target's folder is run.
     trust: tuple[bool, bool] = transient((False, False))
 
 
 def calibration_file(c: TransferConfig, dataset: DatasetConfig) -> Path | None:
-    """The text that both models see; None where it is the questions of the train split."""
+    """The text that both models see; None where the source writes it."""
     file = c.calibration or dataset.calibration
     return Path(file).expanduser() if file else None
 
@@ -48,7 +44,8 @@ class ModelPair:
     """Both models, and the text's positions that they have in common.
 
     Args:
-        inputs: `source`, `target`; `calibration` (a text file) or `data` (rows of the split).
+        inputs: `source`, `target` and `calibration`: a text file, a document a line, or what stage
+            `write` made.
     """
 
     def __init__(self, config: TextConfig, inputs: Mapping[str, Input]) -> None:
@@ -59,7 +56,7 @@ class ModelPair:
         each = list(sides)
         tokenizers = [load_tokenizer(path, trust) for path, trust in each]
         self.texts: list[PairedText] = pair_texts(
-            _texts(config, inputs), tokenizers[0], tokenizers[1], config.positions
+            _texts(inputs["calibration"].path), tokenizers[0], tokenizers[1], config.positions
         )
         self.fit, self.held = hold_out(self.texts, HELD)
         self.positions = sum(len(t.positions) for t in self.texts)
@@ -110,20 +107,9 @@ def _linears(model: Any) -> dict[str, tuple[int, int]]:
     return {name: tuple(m.weight.shape) for name, m in linears.items()}
 
 
-def _texts(config: TextConfig, inputs: Mapping[str, Input]) -> list[str]:
-    """The text, a document a line; else a split's questions, each with one of its choices in turn,
-    so that no label is used (and without, where the only choice is the answer)."""
-    if "calibration" in inputs:
-        file = inputs["calibration"].path
-        try:
-            return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as e:
-            raise DataError(f"{file}: is not UTF-8 text ({e}).") from None
-    assert config.dataset is not None
-    assert config.split is not None
-    found = unlabelled(inputs["data"].path, config.dataset, config.split)
-    picked = [(e, i % len(e.contexts)) for i, e in enumerate(found)]
-    return [
-        words(e.contexts[k]) + (e.continuations[k] if len(e.contexts) > 1 else "")
-        for e, k in picked
-    ]
+def _texts(text: Path) -> list[str]:
+    file = text / FILE if text.is_dir() else text
+    try:
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file}: is not UTF-8 text ({e}).") from None

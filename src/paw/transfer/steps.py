@@ -10,7 +10,6 @@ from omegaconf import MISSING
 
 from paw.config.common import RunConfig
 from paw.data.config import DatasetConfig
-from paw.data.steps import split
 from paw.graph import Check, Node, Source, Step
 from paw.models.adapters import is_factors
 from paw.models.load import resolve_runtime
@@ -39,6 +38,8 @@ from paw.transfer.model_pair import calibration_file
 from paw.transfer.spoil import STAGE as SPOIL
 from paw.transfer.transfer import STAGE as TRANSFER
 from paw.transfer.transfer import TransferResult
+from paw.transfer.write import STAGE as WRITE
+from paw.transfer.write import WriteResult, WriteStage
 
 
 @dataclass
@@ -107,8 +108,8 @@ def _transfer(
     shuffle: int | None = None,
 ) -> Step[GateResult]:
     trust = (source.config.trust_remote_code, target.config.trust_remote_code)
-    text = text_config(method, c.dataset, resolve_runtime(c.hardware), trust, shuffle)
-    seen = _text(c, method) if needs_text(method) else {}
+    text = text_config(method, resolve_runtime(c.hardware), trust, shuffle)
+    seen = _text(c, method, source) if needs_text(method) else {}
     models: dict[str, Node] = {"source": source.node, "target": target.node}
     inputs: dict[str, Node] = {"adapter": adapter, **models, **(seen if method.uses_text else {})}
     # the similarity of all layers to all, where it is asked for; and where a text is run anyway,
@@ -145,23 +146,33 @@ def _transfer(
     )
 
 
-def _text(c: Transfers, method: TransferConfig) -> dict[str, Node]:
-    """The text that both models see: a file, or the questions of the train split."""
+def _text(c: Transfers, method: TransferConfig, source: Base) -> dict[str, Node]:
+    """The text that both models see: a file, or what the source writes."""
     file = calibration_file(method, c.dataset)
-    if file is None:
-        return {"data": split(c, c.dataset, c.dataset.train_split)}
+    return {"calibration": _written(c, method, source) if file is None else _file(c, method, file)}
 
+
+def _written(c: Transfers, method: TransferConfig, source: Base) -> Step[WriteResult]:
+    config = WriteStage(
+        positions=method.positions,
+        runtime=resolve_runtime(c.hardware),
+        trust_remote_code=source.config.trust_remote_code,
+    )
+    name = f"text that {source.name} writes"
+    return Step(stage=WRITE, name=name, config=config, inputs={"model": source.node})
+
+
+def _file(c: Transfers, method: TransferConfig, file: Path) -> Source:
     def get() -> Path:
         check_calibration(method, c.dataset)
         return file
 
-    source = Source(
+    return Source(
         name=f"text {file}",
         described=["text", str(file)],
         finder=get,
         getter=lambda watch: get(),
     )
-    return {"calibration": source}
 
 
 def _checks(

@@ -94,7 +94,7 @@ def transfer(
     """Moves every module that has a twin.
 
     Args:
-        inputs: `adapter`, `source` and `target`; where a text is used `calibration` or `data`, and
+        inputs: `adapter`, `source` and `target`; where a text is used `calibration`, and
             `moments`, the artifact of stage `calibrate`, for methods that do not run the models;
             `match` where layers are matched by similarity.
 
