@@ -21,6 +21,6 @@ def test_a_default_changes_with_its_stages_version_only() -> None:
 
 def test_a_stage_stands_in_the_file_of_its_name() -> None:
     stages = declared()
-    assert len(stages) == 23
+    assert len(stages) == 22
     for stage in stages:
         assert stage.function.endswith(f".{stage.name}:{stage.name}")

@@ -22,6 +22,7 @@ from paw.transfer.config import TransferConfig
 from paw.transfer.controls import methods, real_method, shuffle_of, transfer_named
 from paw.transfer.evidence import MOMENTS, Moments, Text, WeightsOnly, evidence
 from paw.transfer.gate import GateStage
+from paw.transfer.model_pair import calibration_file
 from test_transfer import RUNTIME, TEXT, TINY, models, random_adapter, text
 
 
@@ -108,6 +109,17 @@ def test_a_method_stands_before_its_controls_and_their_draws() -> None:
     assert [real_method(c, chosen).method for c in found] == ["procrustes", "ridge"] + 5 * [
         "procrustes"
     ]
+
+
+def test_the_text_is_the_users_or_the_data_sets_or_paws() -> None:
+    bare = replace(compose_config(["dataset=arc_easy"]).dataset, calibration=None)
+    ones_own = replace(bare, calibration="b.txt")
+    assert calibration_file(config("transfer.calibration=a.txt"), ones_own) == Path("a.txt")
+    assert calibration_file(config(), ones_own) == Path("b.txt")
+    lines = calibration_file(config(), bare).read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(set(lines))
+    assert all(len(line.split()) > 4 for line in lines)
+    assert sum(len(line.split()) for line in lines) > config().positions
 
 
 def test_what_is_wrong_is_said_before_a_run(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class DatasetConfig:
     # How the hub's rows become normalised ones; without it the kind knows. It is part of keys,
     # since files may hold the hub's own rows.
     fields: FieldsConfig = field(default_factory=FieldsConfig)
-    # unlabelled text for transfer, a document a line; else the source writes one
+    # unlabelled text for transfer, a document a line; else paw's (English)
     calibration: Optional[str] = transient(None)
     train_split: str = transient("train")
     # for train.val_every

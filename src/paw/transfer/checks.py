@@ -26,7 +26,7 @@ def check_calibration(c: TransferConfig, dataset: DatasetConfig) -> None:
         ConfigError: where the text that is asked for is no file.
     """
     file = calibration_file(c, dataset)
-    if file is not None and not file.is_file():
+    if not file.is_file():
         key = "transfer.calibration" if c.calibration else "dataset.calibration"
         raise ConfigError(f"{key}: {file} is no file. Give a text file with a document a line.")
 

@@ -45,7 +45,7 @@ class TransferConfig:
     # The share of the target's layers, the most similar ones, that are transferred.
     keep_top: float = 1.0
     positions: int = 16384  # calibration positions
-    # A text file, a document a line; else the data set's own text, else what the source writes.
+    # A text file, a document a line; else the data set's own text, else paw's (English).
     calibration: Optional[str] = transient(None)
     batch_size: int = transient(32)  # calibration texts at a time
     # For moments: kept if they fit, else streamed in groups of layers that do.

@@ -12,11 +12,11 @@ from paw.data.config import DatasetConfig
 from paw.errors import DataError
 from paw.models.layout import parts
 from paw.models.load import Runtime, load_model, load_tokenizer, spread_over
+from paw.paths import embedded
 from paw.store import Input, Watch
 from paw.transfer.config import TransferConfig
 from paw.transfer.modules import HELD, Names, Space, by_layer, shared_spaces
 from paw.transfer.pairing import Site
-from paw.transfer.write import FILE
 
 if TYPE_CHECKING:
     from paw.transfer.activations import PairedText
@@ -34,18 +34,18 @@ class TextConfig:
     trust: tuple[bool, bool] = transient((False, False))
 
 
-def calibration_file(c: TransferConfig, dataset: DatasetConfig) -> Path | None:
-    """The text that both models see; None where the source writes it."""
+def calibration_file(c: TransferConfig, dataset: DatasetConfig) -> Path:
+    """The text that both models see: the user's, the data set's own, or paw's. A task's questions
+    are none: maps that are fitted on them carry no adapter (docs/methods.md)."""
     file = c.calibration or dataset.calibration
-    return Path(file).expanduser() if file else None
+    return Path(file).expanduser() if file else embedded("general.txt")
 
 
 class ModelPair:
     """Both models, and the text's positions that they have in common.
 
     Args:
-        inputs: `source`, `target` and `calibration`: a text file, a document a line, or what stage
-            `write` made.
+        inputs: `source`, `target` and `calibration`, a text file with a document a line.
     """
 
     def __init__(self, config: TextConfig, inputs: Mapping[str, Input]) -> None:
@@ -107,8 +107,7 @@ def _linears(model: Any) -> dict[str, tuple[int, int]]:
     return {name: tuple(m.weight.shape) for name, m in linears.items()}
 
 
-def _texts(text: Path) -> list[str]:
-    file = text / FILE if text.is_dir() else text
+def _texts(file: Path) -> list[str]:
     try:
         return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except UnicodeDecodeError as e:

@@ -38,8 +38,6 @@ from paw.transfer.model_pair import calibration_file
 from paw.transfer.spoil import STAGE as SPOIL
 from paw.transfer.transfer import STAGE as TRANSFER
 from paw.transfer.transfer import TransferResult
-from paw.transfer.write import STAGE as WRITE
-from paw.transfer.write import WriteResult, WriteStage
 
 
 @dataclass
@@ -109,7 +107,7 @@ def _transfer(
 ) -> Step[GateResult]:
     trust = (source.config.trust_remote_code, target.config.trust_remote_code)
     text = text_config(method, resolve_runtime(c.hardware), trust, shuffle)
-    seen = _text(c, method, source) if needs_text(method) else {}
+    seen: dict[str, Node] = {"calibration": _text(c, method)} if needs_text(method) else {}
     models: dict[str, Node] = {"source": source.node, "target": target.node}
     inputs: dict[str, Node] = {"adapter": adapter, **models, **(seen if method.uses_text else {})}
     # the similarity of all layers to all, where it is asked for; and where a text is run anyway,
@@ -146,23 +144,9 @@ def _transfer(
     )
 
 
-def _text(c: Transfers, method: TransferConfig, source: Base) -> dict[str, Node]:
-    """The text that both models see: a file, or what the source writes."""
+def _text(c: Transfers, method: TransferConfig) -> Source:
     file = calibration_file(method, c.dataset)
-    return {"calibration": _written(c, method, source) if file is None else _file(c, method, file)}
 
-
-def _written(c: Transfers, method: TransferConfig, source: Base) -> Step[WriteResult]:
-    config = WriteStage(
-        positions=method.positions,
-        runtime=resolve_runtime(c.hardware),
-        trust_remote_code=source.config.trust_remote_code,
-    )
-    name = f"text that {source.name} writes"
-    return Step(stage=WRITE, name=name, config=config, inputs={"model": source.node})
-
-
-def _file(c: Transfers, method: TransferConfig, file: Path) -> Source:
     def get() -> Path:
         check_calibration(method, c.dataset)
         return file
