@@ -4,8 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Of libraries' 20,000 files a fifth is ever imported, and compiled then
-PIP := $(BIN)/python -m pip install --quiet --no-compile
+PIP := $(BIN)/python -m pip install --quiet
 WORKERS ?= 2
 
 .PHONY: demo test quick gpu lint docs clean
@@ -14,9 +13,10 @@ WORKERS ?= 2
 demo: $(READY)
 	$(BIN)/python -m paw.run
 
-# Two at a time, each on one core; tests of one file share what they set up, and files of long tests go first
+# Two at a time, each on one core; tests of one file share what they set up, and files of long tests go first. What they import is
+# compiled once, whatever the environment says: they start some hundred processes
 test: $(READY) $(VENV)/.models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow"

@@ -36,7 +36,8 @@ class TextConfig:
 
 def calibration_file(c: TransferConfig, dataset: DatasetConfig) -> Path:
     """The text that both models see: the user's, the data set's own, or paw's. A task's questions
-    are none: maps that are fitted on them carry no adapter (docs/methods.md)."""
+    are none: where they are alike, maps that are fitted on them carry no adapter
+    (docs/methods.md)."""
     file = c.calibration or dataset.calibration
     return Path(file).expanduser() if file else embedded("general.txt")
 
