@@ -172,8 +172,8 @@ def test_what_a_killed_job_made_is_taken_over(tmp_path: Path, env: dict[str, str
     both = start(tmp_path, env, *asked)
     store = tmp_path / "outputs" / "artifacts"
     until(lambda: list(store.glob("train/*.unfinished/last.ckpt")))
-    claim = next(store.glob("train/*.claim"))
-    holder = json.loads(claim.read_text())["pid"]
+    begun = next(store.glob("train/*.unfinished/last.ckpt")).parent  # the other job may train, too
+    holder = json.loads(begun.with_suffix(".claim").read_text())["pid"]
     os.kill(holder, signal.SIGKILL)
     text, _ = both.communicate(timeout=400)
     assert both.returncode == 2, text
