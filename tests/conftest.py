@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 import warm
 from paw.graph import Step
@@ -159,6 +160,19 @@ class Silent:
 @pytest.fixture
 def watch() -> Silent:
     return Silent()
+
+
+@torch.no_grad()
+def logits(base: Path, texts: Sequence[str], adapter: Path | None = None) -> torch.Tensor:
+    """What a base says of texts, with an adapter or without: tokens × vocabulary, float32."""
+    from paw.models.adapters import attach, made_for
+    from paw.models.load import Runtime, load_model, load_tokenizer
+
+    model, tokenizer = load_model(base, Runtime("float32")), load_tokenizer(base)
+    if adapter is not None:
+        model = attach(model, adapter, made_for(adapter) or "")
+    each = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+    return torch.cat([model(input_ids=ids).logits[0] for ids in each])
 
 
 def move(what: Any, inputs: Mapping[str, Input], out: Path) -> Any:

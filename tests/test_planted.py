@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, LlamaConfig, Phi3Config, Qwen2Config
 
 from conftest import Silent, move
+from conftest import logits as said
 from paw.cli.compose import compose_config
-from paw.models.adapters import Factors, attach, fused, made_for, read_adapter, write_adapter
+from paw.models.adapters import Factors, fused, read_adapter, write_adapter
 from paw.models.load import Runtime, load_tokenizer
 from paw.models.tensors import linear_shapes, module_parts
 from paw.paths import embedded
@@ -242,14 +243,9 @@ def transferred(tmp: Path, method: str, by: str = "index", **changes: Any) -> Pa
     return folder
 
 
-@torch.no_grad()
 def logits(model: Path, folder: Path | None = None) -> Tensor:
-    tokenizer = load_tokenizer(TOKENIZER)
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    if folder is not None:
-        loaded = attach(loaded, folder, made_for(folder) or "")
     texts = ["the color of lupup is red .", "truth : the home of bovin is cave ."]
-    return torch.cat([loaded(**tokenizer(t, return_tensors="pt")).logits[0] for t in texts])
+    return said(model, texts, folder)
 
 
 def effect(tmp: Path, source: Path, target: Path) -> tuple[Tensor, float]:

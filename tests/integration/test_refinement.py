@@ -59,7 +59,7 @@ def test_no_label_is_read(launch: Launch, tmp_path: Path) -> None:
         launch(
             "task=transfer", *REVERSE, "experiment=demo", f"adapter.path={bare}",
             "refine=sequences", "transfer.controls=[]", f"dataset.path={folder}",
-            "dataset.calibration=null", *SMALL, f"paths.outputs={tmp_path / str(labelled)}",
+            *SMALL, f"paths.outputs={tmp_path / str(labelled)}",
         )  # fmt: skip
         [run] = (tmp_path / str(labelled) / "runs").iterdir()
         refined = run / "adapters" / "target_procrustes_refined" / "adapter_model.safetensors"
