@@ -24,6 +24,7 @@ from paw.errors import ConfigError, DataError, TransferError
 from paw.evaluation import plan
 from paw.evaluation.devices import Engines
 from paw.evaluation.model import Model
+from paw.evaluation.predict import Asked
 from paw.launch.outline import outline_of
 from paw.models.adapters import Factors, read_adapter, write_adapter
 from paw.models.load import Runtime, load_model, load_tokenizer
@@ -32,7 +33,7 @@ from paw.refine import prompts as prompting
 from paw.refine import refine as refining
 from paw.refine.config import RefineConfig, TeachStage
 from paw.refine.fold import folded
-from paw.refine.prompts import Prompt, PromptsStage, prompts
+from paw.refine.prompts import Prompt, PromptsStage, _offered_by_all, prompts
 from paw.refine.refine import RefineStage, refine
 from paw.refine.signals import Lesson, Teacher, signal_named
 from paw.refine.teach import TeachResult, read_lessons, teach
@@ -136,6 +137,22 @@ def test_a_conversation_is_cut_before_the_answer_that_is_asked_for(tmp_path: Pat
     file.write_text(json.dumps(row))
     [example] = unlabelled(file, DatasetConfig(name="d", kind="chat"), "train")
     assert example.contexts == ((("user", "a"), ("assistant", "b"), ("user", "c")),)
+
+
+@pytest.mark.parametrize(
+    ("choices", "found"),
+    [
+        ([["x", "y"], ["x", "y"]], {"choices": ["x", "y"]}),
+        ([["x", "y"], ["y", "x"]], {}),  # each of its own
+        ([["x", "y"], None], {}),
+        ([None, None], {}),
+    ],
+)
+def test_a_written_question_has_the_choices_that_all_examples_have(
+    choices: list[list[str] | None], found: dict[str, Any]
+) -> None:
+    seeds = [Asked(str(i), {} if c is None else {"choices": c}, "") for i, c in enumerate(choices)]
+    assert _offered_by_all(seeds) == found
 
 
 # ---- what is drawn -------------------------------------------------------------------------------

@@ -153,10 +153,13 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
         "train.batch_size=5", "adapter.alpha=8", "adapter.target_modules=[v_proj,o_proj,down_proj]",
     )  # fmt: skip
     bare = run_folder(tmp_path) / "adapters" / "source"
-    (tmp_path / "seeds.txt").write_text("\n".join(examples))
+    offered = [row["answer"] for row in rows]
+    (tmp_path / "seeds.jsonl").write_text(
+        "".join(json.dumps({"question": q, "choices": offered}) + "\n" for q in examples)
+    )
     done = paw(
         "task=transfer", *model, "model@target=smollm2_135m", f"adapter.path={bare}",
-        "transfer=copy", "transfer.gain=none", "refine=seeds", "refine.seeds=seeds.txt",
+        "transfer=copy", "transfer.gain=none", "refine=seeds", "refine.seeds=seeds.jsonl",
         "refine.count=24", "refine.steps=2", "refine.gain_steps=2", "refine.max_new_tokens=12",
         "refine.lr=1e-4",
     )  # fmt: skip
@@ -164,3 +167,8 @@ def test_five_examples_are_enough(paw: Paw, tmp_path: Path) -> None:
     assert len(looked_at(run_folder(tmp_path), tmp_path)["figures"]) >= 2  # of real models
     assert "of the written prompts accepted" in done.stdout
     assert "Refinement from copy" in done.stdout
+    [file] = (tmp_path / "outputs/artifacts/prompts").glob("*/prompts.jsonl")
+    asked = [json.loads(line) for line in file.read_text().splitlines()]
+    # what is written offers what all examples offer
+    assert all(one["choices"] == [f" {each}" for each in offered] for one in asked)
+    assert {one["origin"] for one in asked} == {"seed", "written"}

@@ -67,7 +67,7 @@ class Prompt:
 
 STAGE = Stage(
     "prompts",
-    "1",
+    "2",
     "paw.refine.prompts:prompts",
     config=PromptsStage,
     result=PromptsResult,
@@ -180,8 +180,13 @@ def _written(
             f"use ({listed(left_out)}). Let another write (refine.writer=source), or give prompts "
             "(refine.prompts=FILE)."
         )
+    offered = _offered_by_all(seeds)
     new = [
-        Asked(f"written {i}", {"question": text, "text": text}, f"prompt {i} that was written")
+        Asked(
+            f"written {i}",
+            {"question": text, "text": text, **offered},
+            f"prompt {i} that was written",
+        )
         for i, text in enumerate(found.values(), 1)
     ]
     result = PromptsResult(prompts=len(new), of=config.count, written=True, left_out=dict(left_out))
@@ -189,6 +194,13 @@ def _written(
         *(_of_file(a, config, "seed") for a in seeds),
         *(_of_file(a, config, "written") for a in new),
     ], result
+
+
+def _offered_by_all(seeds: Sequence[Asked]) -> dict[str, object]:
+    """The choices, where all examples have the same: the classes of a task, which what is written
+    after them has, too."""
+    first, *others = (asked.row.get("choices") for asked in seeds)
+    return {"choices": first} if first and all(each == first for each in others) else {}
 
 
 def _line(asked: Asked) -> str:

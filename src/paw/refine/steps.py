@@ -64,6 +64,7 @@ def refine(
     *,
     adapter: Node | None,
     start: Node | None,
+    called: str = "fresh",
     shuffle: bool = False,
 ) -> Step[RefineResult]:
     """The start, trained on what the source says.
@@ -71,6 +72,7 @@ def refine(
     Args:
         adapter: the source's; None for the control that learns from the base.
         start: an adapter of the target; None for a fresh one.
+        called: what the start is called in the step's name.
         shuffle: for the control whose answers belong to other prompts.
     """
     r, runtime = c.refine, resolve_runtime(c.hardware)
@@ -80,7 +82,6 @@ def refine(
     }
     if start is not None:
         inputs["start"] = attached(start)
-    said = "fresh" if start is None else start.name
     config = RefineStage(
         dataset=c.dataset,
         adapter=replace(c.adapter, path=None),
@@ -102,7 +103,7 @@ def refine(
         trust_remote_code=target.config.trust_remote_code,
     )
     mixed = ", answers shuffled" if shuffle else "" if adapter else " on the base's answers"
-    return Step(stage=REFINE, name=f"refine {said}{mixed}", config=config, inputs=inputs)
+    return Step(stage=REFINE, name=f"refine {called}{mixed}", config=config, inputs=inputs)
 
 
 def refinements(
@@ -118,12 +119,12 @@ def refinements(
     r, fresh = c.refine, c.refine.start == "fresh"
     if not r.on:
         return []
-    start = None if fresh else moved
-    name = "fresh, refined" if fresh else f"{method}, refined"
+    start, called = (None, "fresh") if fresh else (moved, method)
+    name = f"{called}, refined"
     found = [
         Refined(
             name=name,
-            adapter=refine(c, source, target, adapter=adapter, start=start),
+            adapter=refine(c, source, target, adapter=adapter, start=start, called=called),
             control=False,
         )
     ]
@@ -135,9 +136,12 @@ def refinements(
             target,
             adapter=adapter,
             start=moved,
+            called=method,
         ),
-        "base": lambda: refine(c, source, target, adapter=None, start=start),
-        "shuffled": lambda: refine(c, source, target, adapter=adapter, start=start, shuffle=True),
+        "base": lambda: refine(c, source, target, adapter=None, start=start, called=called),
+        "shuffled": lambda: refine(
+            c, source, target, adapter=adapter, start=start, called=called, shuffle=True
+        ),
         "own": lambda: train(replace(c, train=replace(c.train, max_steps=r.steps)), target),
     }
     names = {
