@@ -13,7 +13,7 @@ from paw.cli.compose import compose_config
 from paw.data.load import examples
 from paw.data.tokenise import Encoded, encode
 from paw.evaluation.likelihood import label_logprobs
-from paw.evaluation.modes.likelihood import metrics
+from paw.evaluation.modes.likelihood import metrics, without_priors
 from paw.evaluation.statistics import (
     f1,
     gap_recovered,
@@ -90,6 +90,16 @@ def test_metrics_are_their_definitions() -> None:
     }
     single = metrics([alone])
     assert (single.accuracy, single.stderr, single.loss) == (None, None, 0.5)
+
+
+def test_what_only_makes_an_answer_likelier_everywhere_changes_no_calibrated_answer() -> None:
+    sums = np.random.default_rng(0).normal(size=(50, 3))
+    told = without_priors(sums.tolist())
+    assert told == without_priors((sums + np.array([3.0, -1.0, 0.5])).tolist())
+    assert told == (sums - sums.mean(0)).argmax(1).tolist()
+    assert len(set(told)) == 3
+    # a base that always says the first of two: which questions say so least is what it knows
+    assert without_priors([[-1.0, -2.0], [-1.0, -4.0], [-1.0, -2.1], [-1.0, -3.9]]) == [1, 0, 1, 0]
 
 
 def test_standard_error_and_mcnemar() -> None:

@@ -15,6 +15,7 @@ import pytest
 from scipy.stats import binomtest
 
 from paw.errors import DataError
+from paw.evaluation.modes.likelihood import without_priors
 from paw.evaluation.result import EvaluateResult
 from paw.evaluation.statistics import Gap, interval, standard_error
 from paw.report.claims import Claim, Effect, Recovered, beside, comparisons_of, judge, recovered_by
@@ -130,6 +131,63 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     assert clearest.p_holm / clearest.p == pytest.approx(13)
 
 
+def two_classes(folder: Path, name: str, told: float, prior: float) -> System:
+    """200 questions, half of each of two answers: by `told` nats a question's own answer is ahead
+    of the other, but for noise, and by `prior` the second is everywhere."""
+    noise = np.random.default_rng(5).normal(0, 1, 200)
+    gold = [i % 2 for i in range(200)]
+    margins = [told * (2 * g - 1) + prior + e for g, e in zip(gold, noise, strict=True)]
+    logs = [[-2.0, -2.0 + margin] for margin in margins]
+    rows = [
+        {
+            "id": str(i), "gold": g, "correct": int(np.argmax(both)) == g, "tokens": [1, 1],
+            "loglikelihoods": both, "prediction_calibrated": best,
+        }
+        for i, (g, both, best) in enumerate(zip(gold, logs, without_priors(logs), strict=True))
+    ]  # fmt: skip
+    return system(folder, name, rows)
+
+
+def test_a_gain_by_how_often_an_answer_is_given_is_called_that(tmp_path: Path) -> None:
+    """The base says one answer only; a method that says both gains by accuracy, though it tells no
+    more of them apart."""
+    base, own = two_classes(tmp_path, "base", 0.3, 3), two_classes(tmp_path, "own", 3, 0)
+    prior, real = two_classes(tmp_path, "prior", 0.3, 0), two_classes(tmp_path, "real", 2, 0)
+    claims = judge([prior, real], base=base, own=own)
+    found = [recovered_by(s, claims) for s in (prior, real)]
+    assert [r and r.prior_only for r in found] == [True, False]
+    assert found[0] is not None
+    assert found[0].gap.recovered is not None
+    assert found[0].gap.recovered > 0.15
+    assert found[0].calibrated is not None
+    assert found[0].calibrated.recovered == 0
+    said = [s for s in sentences(claims) if "priors" in s]
+    assert said == [
+        "prior gains by how often it gives each answer, not by which question gets it: once the "
+        "answers' priors are taken out it recovers +0.00 of the gap [+0.00, +0.00]."
+    ]
+    report = Report(
+        title="t", command="c", about={"dataset": "d"}, systems=[base, prior, real, own],
+        records=["a", "b", "c", "d"], claims=claims,
+    )  # fmt: skip
+    assert report.verdict.endswith("0 % [0 %, 0 %] once the answers' priors are taken out.")
+    shown = cells(table(report.systems, claims))
+    assert [c["calibrated"][:5] for c in shown] == ["–", "+0.00", f"{share_of(found[1]):+.2f}", "–"]
+    summarise(tmp_path, report, {})
+    assert "batch calibration" in (tmp_path / "summary.md").read_text()
+    # where questions have choices of their own there is no such column
+    plain = [right(tmp_path, name, n) for name, n in (("b", 60), ("m", 130), ("o", 160))]
+    others = judge(plain[1:2], base=plain[0], own=plain[2])
+    assert "calibrated" not in cells(table(plain, others))[0]
+
+
+def share_of(found: Recovered | None) -> float:
+    assert found is not None
+    assert found.calibrated is not None
+    assert found.calibrated.recovered is not None
+    return found.calibrated.recovered
+
+
 def test_what_is_said_where_accuracy_has_no_gap(tmp_path: Path) -> None:
     """Then the gold answers' likelihood decides.
 
@@ -220,7 +278,8 @@ def test_figures_that_do_not_apply_are_absent_or_empty(tmp_path: Path) -> None:
     one = right(tmp_path, "one", 90)
     always = ["n", "accuracy", "stderr", "low", "high", "acc_norm", "loss", "perplexity"]
     assert list(row(one, []))[3:-8] == always
-    more: dict[str, Any] = {"unparsed": 0, "accuracy_flexible": 0.5, "precision": 0.0}
+    more: dict[str, Any] = {"acc_calibrated": 0.7, "unparsed": 0, "accuracy_flexible": 0.5}
+    more |= {"precision": 0.0}
     more |= {"recall": 0.1, "f1_macro": 0.2, "mcc": 0.3, "f1": 0.4, "pearson": 0.5}
     more |= {"spearman": 0.6, "left_out": {"too long": 2}}
     full = replace(one, evaluation=replace(one.evaluation, result=replace(one.result, **more)))

@@ -523,6 +523,29 @@ def test_a_job_that_stopped_before_its_own_adapter_is_partial(tmp_path: Path) ->
     assert "Gap recovered is not known: a base or an own adapter is missing." in report(folder)
 
 
+def test_what_is_gained_without_the_priors_of_answers_has_a_column(tmp_path: Path) -> None:
+    """Accuracy recovers half of the gap; of what is told apart, a tenth."""
+
+    def told(right: int, calibrated: int) -> list[dict[str, Any]]:
+        return [
+            {**q, "prediction_calibrated": int(i >= calibrated)}
+            for i, q in enumerate(questions(right))
+        ]
+
+    folder = single(
+        tmp_path / "sweep", {"procrustes": told(90, 70)}, base=told(BASE, 60), own=told(OWN, 160)
+    )
+    text = said(folder)
+    assert "Once the answers' priors are taken out, procrustes recovers +0.10 [" in text
+    (shown,) = cells(text[text.index("| jobs") :].partition("\n\n")[0])
+    assert shown["calibrated"].startswith("+0.10 [")
+    assert shown["gap recovered"].startswith("+0.50 [")
+    # where questions have choices of their own, and in runs of before
+    assert "calibrated |" not in said(
+        single(tmp_path / "plain" / "sweep", {"procrustes": questions(90)})
+    )
+
+
 def test_removed_records_leave_out_a_comparison_and_say_so(sweep: Path) -> None:
     for number in (6, 7, 8):  # ridge at the first threshold
         (sweep / f"{number}_a-b" / "records" / "target_ridge.jsonl").unlink()

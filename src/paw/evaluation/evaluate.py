@@ -36,7 +36,7 @@ class EvaluateStage:
 
 STAGE = Stage(
     "evaluate",
-    "2",
+    "3",
     "paw.evaluation.evaluate:evaluate",
     config=EvaluateStage,
     result=EvaluateResult,

@@ -29,8 +29,8 @@ Vector = NDArray[np.float64]
 class Gap:
     """(transferred − base)/(own − base), with a paired bootstrap interval of 95 %.
 
-    `of` says what was compared: accuracy, or the gold answer's log-likelihood per token where there
-    is no accuracy.
+    `of` says what was compared: accuracy, calibrated accuracy (without the answers' priors), or
+    the gold answer's log-likelihood per token where there is no accuracy.
     """
 
     of: str
@@ -123,7 +123,7 @@ def gap_recovered(base: Vector, own: Vector, transferred: Vector, of: str, seed:
     if low_gap <= 0 <= high_gap or gap.mean() < 0:
         reason = f"{why}, interval [{low_gap:+.3f}, {high_gap:+.3f}]"
         return Gap(of, False, reason, None, None, None)
-    if of == "accuracy" and gap.mean() < ELIGIBLE:
+    if of.endswith("accuracy") and gap.mean() < ELIGIBLE:
         return Gap(of, False, f"{why}, under {ELIGIBLE}", None, None, None)
     with np.errstate(divide="ignore", invalid="ignore"):  # a resample without a gap bounds nothing
         endless = np.copysign(np.inf, means[:, 1])

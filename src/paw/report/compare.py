@@ -80,6 +80,14 @@ def likelihoods(records: Sequence[Record]) -> Vector:
     return np.array([r["loglikelihoods"][r["gold"]] / r["tokens"][r["gold"]] for r in records])
 
 
+def calibrated(records: Sequence[Record]) -> Vector | None:
+    """1 for right and 0 for wrong once the answers' priors are taken out (n,); None where questions
+    have choices of their own."""
+    if not all("prediction_calibrated" in r for r in records):
+        return None
+    return np.array([float(r["prediction_calibrated"] == r["gold"]) for r in records])
+
+
 def compare(
     after: Scored, before: Scored, *, seed: int = 0, by_likelihood: bool = False
 ) -> Comparison:

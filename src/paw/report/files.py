@@ -15,7 +15,7 @@ from typing import Any
 from paw.report.claims import Claim, Recovered, comparisons_of, recovered_by
 from paw.report.model import StepRow, System
 from paw.report.sentences import sentences
-from paw.report.tables import NOTES, steps_section, table
+from paw.report.tables import notes, steps_section, table
 from paw.report.verdict import verdict
 from paw.store import write_text
 
@@ -54,6 +54,9 @@ class Report:
                     **row(system, self.claims),
                     "gap": recovered and asdict(recovered.gap),
                     "gap_by_likelihood": recovered and asdict(recovered.by_likelihood),
+                    "gap_calibrated": recovered
+                    and recovered.calibrated
+                    and asdict(recovered.calibrated),
                     "versus": [c.plain() for c in comparisons_of(system, self.claims)],
                     "records": file,
                     "artifacts": {a.stage: str(a.path) for a in system.stages},
@@ -134,7 +137,7 @@ def _summary(report: Report, figures: Mapping[str, str]) -> str:
         "\n".join(f"- {key}: {value}" for key, value in report.about.items()),
         table(report.systems, report.claims) if report.systems else "",
         "\n".join(f"- {text}" for text in report.said),
-        NOTES if report.systems else "",
+        notes(report.claims) if report.systems else "",
         f"## Figures\n\n{images}" if images else "",
         f"## Steps\n\n{steps_section(report.steps)}" if report.steps else "",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from paw.evaluation.statistics import Gap
 from paw.report.claims import Against, Claim, Effect, NotEligible, Recovered
 from paw.report.compare import Comparison
 from paw.report.model import Draws, draws
@@ -22,6 +23,7 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
         *no_gap,
         *(_effect(several) for several in draws(effects, lambda c: c.system)),
         *(_recovered(several) for several in draws(recovered, lambda c: c.system)),
+        *(_prior_only(c) for c in claims if isinstance(c, Recovered) and c.prior_only),
         *(_against(several) for several in draws(against, lambda c: c.control)),
     ]
 
@@ -49,10 +51,21 @@ def _recovered(several: Draws[Recovered]) -> str:
     if len(shares) < len(gaps):
         return f"{said} {several.name} has no gap to recover."
     if len(gaps) == 1:
-        interval = f"[{gaps[0].low:+.2f}, {gaps[0].high:+.2f}]"
-        return f"{said} {several.name} recovers {shares[0]:+.2f} of the gap {interval}."
+        return f"{said} {several.name} recovers {_share(gaps[0])}."
     span = f"{min(shares):+.2f} to {max(shares):+.2f}"
     return f"{said} {several.label}, recover {span} of the gap."
+
+
+def _prior_only(found: Recovered) -> str:
+    assert found.calibrated is not None
+    return (
+        f"{found.system.name} gains by how often it gives each answer, not by which question gets "
+        f"it: once the answers' priors are taken out it recovers {_share(found.calibrated)}."
+    )
+
+
+def _share(gap: Gap) -> str:
+    return f"{gap.recovered:+.2f} of the gap [{gap.low:+.2f}, {gap.high:+.2f}]"
 
 
 def _against(several: Draws[Against]) -> str:

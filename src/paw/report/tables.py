@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paw.evaluation.statistics import Gap
-from paw.report.claims import Claim, recovered_by
+from paw.report.claims import Claim, Recovered, recovered_by
 from paw.report.model import Draws, StepRow, System, draws
 from paw.text import figure, table_within
 
@@ -25,6 +25,11 @@ NOTES = (
     "and after Holm it is adjusted for all comparisons made here. "
     "Seconds are those of the stages when they ran."
 )
+CALIBRATED = (
+    " Calibrated is the gap recovered by accuracy once each answer's mean log-likelihood over all "
+    "questions is taken off, as batch calibration does (arXiv 2309.17249): what a system tells "
+    "apart, without how often it gives each answer."
+)
 
 
 def table(systems: Sequence[System], claims: Sequence[Claim], width: int | None = None) -> str:
@@ -41,8 +46,18 @@ def table(systems: Sequence[System], claims: Sequence[Claim], width: int | None 
         k: v for k, v in EXTRA.items() if any(getattr(s.result, k) is not None for s in systems)
     }
     rows = [_cells(several, extra, claims) for several in draws(systems, lambda s: s)]
-    columns = [c for c in rows[0] if width is None or any(row[c] != "–" for row in rows)]
+    columns = [
+        c
+        for c in rows[0]
+        if (width is None and c != "calibrated") or any(row[c] != "–" for row in rows)
+    ]
     return table_within(rows, width, SPARE, columns)
+
+
+def notes(claims: Sequence[Claim]) -> str:
+    """What the columns of the table are."""
+    told = any(isinstance(c, Recovered) and c.calibrated is not None for c in claims)
+    return NOTES + CALIBRATED if told else NOTES
 
 
 def _cells(
@@ -53,7 +68,7 @@ def _cells(
     if len(systems) == 1 and result.accuracy is not None:
         accuracy += f" ± {result.stderr:.3f} [{result.low:.3f}, {result.high:.3f}]"
     gpu = [s.gpu_mib for s in systems if s.gpu_mib is not None]
-    gaps = [found.gap for s in systems if (found := recovered_by(s, claims)) is not None]
+    recovered = [found for s in systems if (found := recovered_by(s, claims)) is not None]
     states = {"reused" if a.reused else "computed" for s in systems for a in s.stages}
     return {
         "system": several.label,
@@ -65,7 +80,8 @@ def _cells(
         "RAM MiB": f"{max(s.ram_mib for s in systems):.0f}",
         "GPU MiB": f"{max(gpu):.0f}" if gpu else "–",
         "coverage": "–" if coverage is None else f"{coverage:.0%}",
-        "gap recovered": _gap(gaps),
+        "gap recovered": _gap([r.gap for r in recovered]),
+        "calibrated": _gap([r.calibrated for r in recovered if r.calibrated is not None]),
         "stages": states.pop() if len(states) == 1 else "partly reused",
     }
 

@@ -29,6 +29,9 @@ def verdict(found: Json) -> str:
         return not_eligible(gap["of"], gap["reason"])
     said = f"{name} recovers {_percent(gap['recovered'])} [{_percent(gap['low'])}, "
     said += f"{_percent(gap['high'])}] of the gap"
+    if (told := method.get("gap_calibrated")) and told["eligible"]:
+        said += f", {_percent(told['recovered'])} [{_percent(told['low'])}, "
+        said += f"{_percent(told['high'])}] once the answers' priors are taken out"
     for who, shares in _placebos(found["systems"]).items():
         mean = sum(shares) / len(shares)
         said += f"; {who.removeprefix('target + ')} {_percent(mean)} "

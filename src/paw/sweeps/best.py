@@ -189,6 +189,11 @@ def _limits(
     if unranked:
         names = ", ".join(r.name for r in unranked)
         said.append(f"Not ranked, since there is no gap to recover or it is not known: {names}.")
+    if by == ACCURACY and best.calibrated.mean is not None:
+        said.append(
+            f"Once the answers' priors are taken out, {best.name} recovers {best.calibrated} of "
+            "the gap."
+        )
     if not _beside(best, rows):
         said.append("No placebo was measured beside the best one (transfer.controls=standard).")
     if any(r.state != "done" for r in real):

@@ -25,7 +25,17 @@ from paw.text import WIDTH, figure, markdown_table, table_within
 NAMED = 6  # methods that are named; of more their number
 STATES = ("done", "running", "queued", "preempted", "failed")
 # Columns that go first where a table is too wide: all are in summary.md and sweep.csv.
-SPARE = ("seconds", "own", "base", "coverage", "jobs", "by likelihood", "transferred", "state")
+SPARE = (
+    "seconds",
+    "own",
+    "base",
+    "coverage",
+    "jobs",
+    "by likelihood",
+    "calibrated",
+    "transferred",
+    "state",
+)
 KEPT = ("method", "gap recovered", "system", "accuracy")
 SAYS = {1: "above", -1: "below", 0: "no significant difference"}
 
@@ -34,6 +44,9 @@ NOTES = (
     "95 % interval over questions in brackets; of several seeds, or draws of a placebo, it is the "
     "mean (lowest to highest). Accuracies are means over them, seconds the sum of their stages "
     "when they ran.",
+    "Calibrated is the gap recovered once each answer's mean log-likelihood over all questions is "
+    "taken off (where all questions have the same choices): what a system tells apart, without how "
+    "often it gives each answer.",
     "Comparisons are paired, on the same questions: brackets are bootstrap intervals of 95 %, p "
     "is that of the exact McNemar test of accuracies (of log-likelihoods, and of means over seeds, "
     "of the paired t-test), adjusted after Holm for all comparisons of this sweep. Above and below "
@@ -199,12 +212,12 @@ def _table(table: Sequence[Row], width: int | None = None) -> str:
 def _shown(cells: Sequence[Cells], width: int | None) -> str:
     """Rows as a Markdown table. What is the same in all of them is said once, above it; of what is
     too wide, the columns that say least are left out."""
-    columns = list(cells[0])
+    columns = [c for c in cells[0] if c in KEPT or any(row[c] != "–" for row in cells)]
     same = [c for c in columns if len(cells) > 1 and len({row[c] for row in cells}) == 1]
     same = [c for c in same if c not in KEPT or cells[0][c] == "not eligible"]
     columns = [c for c in columns if c not in same]
     text = table_within(cells, width, SPARE, columns)
-    known = [f"{c} {cells[0][c]}" for c in same if cells[0][c] != "–"]
+    known = [f"{c} {cells[0][c]}" for c in same]
     said = f"In all rows: {', '.join(known)}." if known else ""
     return "\n\n".join(filter(None, [textwrap.fill(said, width) if width else said, text]))
 
@@ -223,6 +236,7 @@ def _cells(row: Row) -> Cells:
         "transferred": figure(row.accuracy, ".3f"),
         "own": figure(row.own_accuracy, ".3f"),
         "gap recovered": str(row.share),
+        "calibrated": str(row.calibrated),
         "by likelihood": str(row.by_likelihood),
         "coverage": figure(row.coverage, ".0%"),
         "seconds": figure(row.seconds, ".1f"),

@@ -101,6 +101,11 @@ class Row:
         return _share([m.system["gap_by_likelihood"] for m in self.measured])
 
     @property
+    def calibrated(self) -> Share:
+        """Without the answers' priors. Runs of before have none."""
+        return _share([m.system.get("gap_calibrated") for m in self.measured])
+
+    @property
     def draws(self) -> int:
         return 1 + max((m.draw for m in self.measured), default=0)
 
@@ -132,7 +137,7 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """A line of sweep.csv."""
-        gap, gold = self.share, self.by_likelihood
+        gap, gold, told = self.share, self.by_likelihood, self.calibrated
         several = [f"{len(self.seeds)} seeds"][: len(self.seeds) > 1]
         several += [f"{self.draws} draws"][: self.draws > 1]
         return {
@@ -156,6 +161,9 @@ class Row:
             "gap_by_likelihood": "not eligible" if gold.of and gold.mean is None else gold.mean,
             "gap_by_likelihood_low": gold.low,
             "gap_by_likelihood_high": gold.high,
+            "gap_calibrated": "not eligible" if told.of and told.mean is None else told.mean,
+            "gap_calibrated_low": told.low,
+            "gap_calibrated_high": told.high,
             "low_and_high": "range over " + ", ".join(several) if several else "95 % interval",
             "coverage": self.coverage,
             "seconds": self.seconds,

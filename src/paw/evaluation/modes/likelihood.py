@@ -50,7 +50,25 @@ def scored(
         record(q, sums[i], [len(r.ids) - r.start for r in rows[i]]) for i, q in enumerate(questions)
     ]
     require_finite(records)
+    if len({q.continuations for q in questions}) == 1 and len(sums[0]) > 1:
+        told = without_priors([r["loglikelihoods"] for r in records])
+        for found, choice in zip(records, told, strict=True):
+            found["prediction_calibrated"] = choice
     return records
+
+
+def without_priors(sums: Sequence[Sequence[float]]) -> list[int]:
+    """The answers of questions that all have the same choices, once each choice's mean
+    log-likelihood over all of them is taken off. An adapter that only makes one answer likelier
+    everywhere changes none. No label is read (after batch calibration, arXiv 2309.17249, which
+    takes off the log of a choice's mean probability).
+
+    Args:
+        sums: log-likelihoods in nats, questions × choices.
+    """
+    found = np.asarray(sums)
+    best: list[int] = (found - found.mean(0)).argmax(1).tolist()
+    return best
 
 
 def choice_sums(
@@ -93,7 +111,9 @@ def metrics(records: Sequence[Record], positive: int | None = None) -> EvaluateR
     loss = -sum(s for s, _ in gold) / sum(n for _, n in gold)
     found: dict[str, Any] = {}
     if any(len(r["loglikelihoods"]) > 1 for r in records):
-        found["acc_norm"] = float(np.mean([r["prediction_norm"] == r["gold"] for r in records]))
+        found["acc_norm"] = _share_right(records, "prediction_norm")
+    if all("prediction_calibrated" in r for r in records):
+        found["acc_calibrated"] = _share_right(records, "prediction_calibrated")
     if positive is not None:
         found["f1"] = f1(
             [r["gold"] == positive for r in records], [r["prediction"] == positive for r in records]
@@ -105,3 +125,7 @@ def metrics(records: Sequence[Record], positive: int | None = None) -> EvaluateR
         **accuracy([r["correct"] for r in records if r["correct"] is not None]),
         **found,
     )
+
+
+def _share_right(records: Sequence[Record], prediction: str) -> float:
+    return float(np.mean([r[prediction] == r["gold"] for r in records]))
