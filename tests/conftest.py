@@ -49,8 +49,8 @@ ADAPTERS = [
     "p_tuning",
 ]
 
-# A small real training: enough steps to reach the answers, no controls.
-QUICK = ["experiment=demo", "transfer.controls=[]"]
+# A small real run: as many steps as reach the answers, no controls, a seventh of the text.
+QUICK = ["experiment=demo", "transfer.controls=[]", "transfer.positions=2000"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

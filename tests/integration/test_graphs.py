@@ -27,6 +27,7 @@ SWEEP = [
     "train.max_steps=3",
     "evaluate.limit=4",
     "transfer=cross_lora,ridge",
+    "transfer.positions=600",
     PRECISION,
 ]
 OVERLAP = [PRECISION, *QUICK, "train.max_steps=300"]
@@ -129,7 +130,7 @@ def test_two_runs_in_two_stores_are_alike_to_the_byte(tmp_path: Path) -> None:
 
 def test_from_python_in_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    c = api.compose("experiment=demo", PRECISION, "train.max_steps=100", "evaluate.limit=80")
+    c = api.compose(*QUICK, PRECISION, "train.max_steps=100", "evaluate.limit=80")
     source, target = api.base(c, c.source), api.base(c, c.target)
     moved = api.transfer(c, api.train(c, source), source, target)
     before, after = api.results(c, api.evaluate(c, target), api.evaluate(c, target, moved))

@@ -29,7 +29,7 @@ def test_the_page_of_a_run(launch: Launch, tmp_path: Path) -> None:
         (data / file.name).write_text("".join(json.dumps(row) + "\n" for row in kept))
     launch(
         *QUICK[:1], "transfer.controls=[random]", "transfer.draws=2", "train.max_steps=20",
-        "evaluate.limit=40", f"dataset.path={data}",
+        "transfer.positions=2000", "evaluate.limit=40", f"dataset.path={data}",
     )  # fmt: skip
     [run] = (tmp_path / "outputs" / "runs").iterdir()
     text = (run / "report.html").read_text()

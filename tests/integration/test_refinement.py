@@ -58,7 +58,8 @@ def test_no_label_is_read(launch: Launch, tmp_path: Path) -> None:
         folder = data(tmp_path / f"data_{labelled}", labelled)
         launch(
             "task=transfer", *REVERSE, "experiment=demo", f"adapter.path={bare}",
-            "refine=sequences", "transfer.controls=[]", f"dataset.path={folder}",
+            "refine=sequences", "transfer.controls=[]", "transfer.positions=2000",
+            f"dataset.path={folder}",
             *SMALL, f"paths.outputs={tmp_path / str(labelled)}",
         )  # fmt: skip
         [run] = (tmp_path / str(labelled) / "runs").iterdir()
