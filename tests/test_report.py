@@ -163,8 +163,8 @@ def test_a_gain_by_how_often_an_answer_is_given_is_called_that(tmp_path: Path) -
     assert found[0].calibrated.recovered == 0
     said = [s for s in sentences(claims) if "priors" in s]
     assert said == [
-        "prior gains by how often it gives each answer, not by which question gets it: once the "
-        "answers' priors are taken out it recovers +0.00 of the gap [+0.00, +0.00]."
+        "What prior gains shows in how often it gives each answer, not in which question gets it: "
+        "once the answers' priors are taken out it recovers +0.00 of the gap [+0.00, +0.00]."
     ]
     report = Report(
         title="t", command="c", about={"dataset": "d"}, systems=[base, prior, real, own],

@@ -19,11 +19,12 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     against = (c for c in claims if isinstance(c, Against))
     no_gap = [not_eligible(c.gap.of, c.gap.reason) for c in claims if isinstance(c, NotEligible)]
     recovered = [c for c in claims if no_gap and isinstance(c, Recovered)]
+    prior_only = [c for c in claims if isinstance(c, Recovered) and c.prior_only]
     return [
         *no_gap,
         *(_effect(several) for several in draws(effects, lambda c: c.system)),
         *(_recovered(several) for several in draws(recovered, lambda c: c.system)),
-        *(_prior_only(c) for c in claims if isinstance(c, Recovered) and c.prior_only),
+        *(_prior_only(c) for c in prior_only if c.system.draw_of is None),
         *(_against(several) for several in draws(against, lambda c: c.control)),
     ]
 
@@ -59,8 +60,9 @@ def _recovered(several: Draws[Recovered]) -> str:
 def _prior_only(found: Recovered) -> str:
     assert found.calibrated is not None
     return (
-        f"{found.system.name} gains by how often it gives each answer, not by which question gets "
-        f"it: once the answers' priors are taken out it recovers {_share(found.calibrated)}."
+        f"What {found.system.name} gains shows in how often it gives each answer, not in which "
+        "question gets it: once the answers' priors are taken out it recovers "
+        f"{_share(found.calibrated)}."
     )
 
 

@@ -23,7 +23,13 @@ def form(kind: str) -> str:
 
 
 def answer(asking: Asking) -> list[Record]:
-    return scored(asking, *encoded(asking))
+    questions, rows = encoded(asking)
+    records = scored(asking, questions, rows)
+    if len({q.continuations for q in questions}) == 1 and len(questions[0].continuations) > 1:
+        told = without_priors([r["loglikelihoods"] for r in records])
+        for found, choice in zip(records, told, strict=True):
+            found["prediction_calibrated"] = choice
+    return records
 
 
 def encoded(asking: Asking, writes: int = 0) -> tuple[list[Example], list[list[Encoded]]]:
@@ -50,10 +56,6 @@ def scored(
         record(q, sums[i], [len(r.ids) - r.start for r in rows[i]]) for i, q in enumerate(questions)
     ]
     require_finite(records)
-    if len({q.continuations for q in questions}) == 1 and len(sums[0]) > 1:
-        told = without_priors([r["loglikelihoods"] for r in records])
-        for found, choice in zip(records, told, strict=True):
-            found["prediction_calibrated"] = choice
     return records
 
 
