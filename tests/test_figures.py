@@ -248,6 +248,30 @@ def put(
     return evaluate(stage, inputs, out, context or Context(Silent()))
 
 
+def test_answers_without_their_priors_where_all_questions_have_the_same(
+    classes: Path, tmp_path: Path
+) -> None:
+    def asked(folder: Path, *more: str) -> tuple[EvaluateResult, list[dict[str, Any]]]:
+        c = compose_config(["task=train", "dataset=own", f"dataset.path={folder}", *more])
+        out = tmp_path / f"out {len(list(tmp_path.iterdir()))}"
+        out.mkdir()
+        files = {"model": embedded("tiny_llama"), "data": folder / "test.jsonl"}
+        return put(c, files, out), read_records(out)
+
+    result, rows = asked(classes)
+    sums = np.array([r["loglikelihoods"] for r in rows])
+    told = [r["prediction_calibrated"] for r in rows]
+    assert told == np.argmax(sums - sums.mean(0), axis=1).tolist()
+    assert set(told) == {0, 1}  # of two, without their means neither is always the first
+    right = [r["gold"] == best for r, best in zip(rows, told, strict=True)]
+    assert result.acc_calibrated == pytest.approx(np.mean(right))
+    # what is written is another answer, and these questions have choices of their own
+    _, written = asked(classes, "evaluate.mode=generate", "evaluate.max_new_tokens=2")
+    result, own = asked(embedded("facts"), "evaluate.limit=20")
+    assert not any("prediction_calibrated" in r for r in [*written, *own])
+    assert result.acc_calibrated is None
+
+
 def classified(
     folder: Path, *more: str, **inputs: Path
 ) -> tuple[EvaluateResult, list[dict[str, Any]]]:
