@@ -7,13 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import binomtest
 
 from paw.cli.compose import compose_config
 from paw.data.load import examples
 from paw.data.tokenise import Encoded, encode
 from paw.evaluation.likelihood import label_logprobs
-from paw.evaluation.modes.likelihood import metrics, without_priors
+from paw.evaluation.modes.likelihood import calibrated, metrics
 from paw.evaluation.statistics import (
     f1,
     gap_recovered,
@@ -92,14 +93,28 @@ def test_metrics_are_their_definitions() -> None:
     assert (single.accuracy, single.stderr, single.loss) == (None, None, 0.5)
 
 
-def test_what_only_makes_an_answer_likelier_everywhere_changes_no_calibrated_answer() -> None:
-    sums = np.random.default_rng(0).normal(size=(50, 3))
-    told = without_priors(sums.tolist())
-    assert told == without_priors((sums + np.array([3.0, -1.0, 0.5])).tolist())
-    assert told == (sums - sums.mean(0)).argmax(1).tolist()
-    assert len(set(told)) == 3
-    # a base that always says the first of two: which questions say so least is what it knows
-    assert without_priors([[-1.0, -2.0], [-1.0, -4.0], [-1.0, -2.1], [-1.0, -3.9]]) == [1, 0, 1, 0]
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.9, 0.1], [0.6, 0.3, 0.1], [0.2] * 5])
+def test_calibrated_answers_are_given_as_often_as_they_are_right(shares: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    gold = rng.choice(len(shares), 400, p=shares)
+    sums = rng.normal(size=(400, len(shares))) + np.eye(len(shares))[gold]
+    told = calibrated(sums.tolist(), gold.tolist())
+    assert np.bincount(told).tolist() == np.bincount(gold).tolist()
+    # what only makes an answer likelier everywhere changes nothing
+    shifted = sums + rng.normal(0, 9, len(shares))
+    assert calibrated(shifted.tolist(), gold.tolist()) == told
+    # of all answers with these counts they are the likeliest
+    seats = np.repeat(np.arange(len(shares)), np.bincount(gold))
+    rows, columns = linear_sum_assignment(-sums[:, seats])
+    assert sums[rows, told].sum() == pytest.approx(sums[rows, seats[columns]].sum())
+
+
+def test_a_base_that_says_one_answer_only_has_others_where_it_says_it_least() -> None:
+    sums = [[-1.0, -2.0], [-1.0, -4.0], [-1.0, -2.1], [-1.0, -3.9]]
+    assert calibrated(sums, [1, 0, 1, 0]) == [1, 0, 1, 0]
+    assert calibrated(sums, [0, 1, 0, 0]) == [1, 0, 0, 0]
+    assert calibrated(sums, [0, 0, 0, 0]) == [0, 0, 0, 0]
+    assert calibrated(sums, [1, 1, 1, 1]) == [1, 1, 1, 1]
 
 
 def test_standard_error_and_mcnemar() -> None:

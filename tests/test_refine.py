@@ -297,7 +297,7 @@ def test_prompts_longer_than_the_source_are_counted(tmp_path: Path) -> None:
 
 def test_choices_that_are_not_there_are_asked_for(tmp_path: Path) -> None:
     bare = [replace(p, choices=()) for p in some_prompts()]
-    with pytest.raises(ConfigError, match="have none"):
+    with pytest.raises(ConfigError, match="not all of these prompts have any"):
         taught(tmp_path, bare, lora(tmp_path / "adapter"), signal="choices")
 
 

@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import binomtest
 
 from paw.errors import DataError
-from paw.evaluation.modes.likelihood import without_priors
+from paw.evaluation.modes.likelihood import calibrated
 from paw.evaluation.result import EvaluateResult
 from paw.evaluation.statistics import Gap, interval, standard_error
 from paw.report.claims import Claim, Effect, Recovered, beside, comparisons_of, judge, recovered_by
@@ -131,7 +131,7 @@ def test_what_is_said_of_methods_and_draws(tmp_path: Path) -> None:
     assert clearest.p_holm / clearest.p == pytest.approx(13)
 
 
-def two_classes(folder: Path, name: str, told: float, prior: float) -> System:
+def two_classes(folder: Path, name: str, told: float, prior: float, **more: Any) -> System:
     """200 questions, half of each of two answers: by `told` nats a question's own answer is ahead
     of the other, but for noise, and by `prior` the second is everywhere."""
     noise = np.random.default_rng(5).normal(0, 1, 200)
@@ -143,38 +143,54 @@ def two_classes(folder: Path, name: str, told: float, prior: float) -> System:
             "id": str(i), "gold": g, "correct": int(np.argmax(both)) == g, "tokens": [1, 1],
             "loglikelihoods": both, "prediction_calibrated": best,
         }
-        for i, (g, both, best) in enumerate(zip(gold, logs, without_priors(logs), strict=True))
+        for i, (g, both, best) in enumerate(zip(gold, logs, calibrated(logs, gold), strict=True))
     ]  # fmt: skip
-    return system(folder, name, rows)
+    return system(folder, name, rows, **more)
 
 
 def test_a_gain_by_how_often_an_answer_is_given_is_called_that(tmp_path: Path) -> None:
     """The base says one answer only; a method that says both gains by accuracy, though it tells no
     more of them apart."""
-    base, own = two_classes(tmp_path, "base", 0.3, 3), two_classes(tmp_path, "own", 3, 0)
-    prior, real = two_classes(tmp_path, "prior", 0.3, 0), two_classes(tmp_path, "real", 2, 0)
-    claims = judge([prior, real], base=base, own=own)
+    base, own = two_classes(tmp_path, "base", 0.6, 3), two_classes(tmp_path, "own", 3, 0)
+    prior = two_classes(tmp_path, "prior", 0.6, 0, draw_of="prior")  # as a pipeline names it
+    real = two_classes(tmp_path, "real", 2, 0, draw_of="real")
+    drawn = two_classes(tmp_path, "drawn 1", 0.6, 0.1, draw_of="drawn")
+    claims = judge([prior, real, drawn], base=base, own=own)
     found = [recovered_by(s, claims) for s in (prior, real)]
-    assert [r and r.prior_only for r in found] == [True, False]
     assert found[0] is not None
     assert found[0].gap.recovered is not None
-    assert found[0].gap.recovered > 0.15
-    assert found[0].calibrated is not None
-    assert found[0].calibrated.recovered == 0
-    said = [s for s in sentences(claims) if "priors" in s]
+    assert found[0].gap.recovered > 0.3
+    assert share_of(found[0]) == 0
+    said = [s for s in sentences(claims) if "as often" in s]
     assert said == [
-        "What prior gains shows in how often it gives each answer, not in which question gets it: "
-        "once the answers' priors are taken out it recovers +0.00 of the gap [+0.00, +0.00]."
+        "Of what prior gains nothing is shown to remain with every answer given as often as it is "
+        "right: +0.00 of the gap [+0.00, +0.00]."
     ]
     report = Report(
         title="t", command="c", about={"dataset": "d"}, systems=[base, prior, real, own],
         records=["a", "b", "c", "d"], claims=claims,
     )  # fmt: skip
-    assert report.verdict.endswith("0 % [0 %, 0 %] once the answers' priors are taken out.")
+    assert report.verdict.endswith(
+        "of the gap; with every answer given as often as it is right 0 % [0 %, 0 %]."
+    )
     shown = cells(table(report.systems, claims))
     assert [c["calibrated"][:5] for c in shown] == ["–", "+0.00", f"{share_of(found[1]):+.2f}", "–"]
     summarise(tmp_path, report, {})
-    assert "batch calibration" in (tmp_path / "summary.md").read_text()
+    assert "Calibrated is the gap recovered" in (tmp_path / "summary.md").read_text()
+    write(tmp_path, report)
+    lines = csv.DictReader((tmp_path / "results.csv").read_text().splitlines())
+    (line,) = [x for x in lines if x["system"] == "real"]
+    assert float(line["gap_calibrated"]) == share_of(found[1])
+    # an own adapter that gains so, too, leaves nothing to recover
+    claims = judge([prior], base=base, own=two_classes(tmp_path, "other", 0.6, 0.2))
+    assert any(
+        s.startswith("With every answer given as often as it is right, there is no gap")
+        for s in sentences(claims)
+    )
+    report = replace(report, systems=[prior], records=["a"], claims=claims)
+    assert report.verdict.endswith(
+        "with every answer given as often as it is right there is no gap."
+    )
     # where questions have choices of their own there is no such column
     plain = [right(tmp_path, name, n) for name, n in (("b", 60), ("m", 130), ("o", 160))]
     others = judge(plain[1:2], base=plain[0], own=plain[2])

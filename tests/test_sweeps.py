@@ -523,7 +523,7 @@ def test_a_job_that_stopped_before_its_own_adapter_is_partial(tmp_path: Path) ->
     assert "Gap recovered is not known: a base or an own adapter is missing." in report(folder)
 
 
-def test_what_is_gained_without_the_priors_of_answers_has_a_column(tmp_path: Path) -> None:
+def test_what_is_told_apart_has_a_column(tmp_path: Path) -> None:
     """Accuracy recovers half of the gap; of what is told apart, a tenth."""
 
     def told(right: int, calibrated: int) -> list[dict[str, Any]]:
@@ -536,14 +536,20 @@ def test_what_is_gained_without_the_priors_of_answers_has_a_column(tmp_path: Pat
         tmp_path / "sweep", {"procrustes": told(90, 70)}, base=told(BASE, 60), own=told(OWN, 160)
     )
     text = said(folder)
-    assert "Once the answers' priors are taken out, procrustes recovers +0.10 [" in text
+    assert "is right, gap recovered by procrustes is +0.10 [" in text
     (shown,) = cells(text[text.index("| jobs") :].partition("\n\n")[0])
     assert shown["calibrated"].startswith("+0.10 [")
     assert shown["gap recovered"].startswith("+0.50 [")
+    assert "Calibrated is" in text
     # where questions have choices of their own, and in runs of before
-    assert "calibrated |" not in said(
-        single(tmp_path / "plain" / "sweep", {"procrustes": questions(90)})
-    )
+    plain = single(tmp_path / "plain" / "sweep", {"procrustes": questions(90)})
+    assert "alibrated" not in said(plain)
+    file = folder / "0_a-b" / "results.json"
+    found = json.loads(file.read_text())
+    for one in found["systems"]:
+        del one["calibrated"]
+    file.write_text(json.dumps(found))
+    assert "alibrated" not in said(folder)
 
 
 def test_removed_records_leave_out_a_comparison_and_say_so(sweep: Path) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from paw.errors import StageError
 
 RECORDS = "records.jsonl"
-# id; gold, prediction and prediction_norm (by characters), numbers of choices; where all questions
-# have the same choices prediction_calibrated (without their priors); correct, None where there is
-# one choice; loglikelihoods (nats) and tokens of all choices. Of a written answer also
-# text, parsed and correct_flexible; of a value also value, and prediction is one.
+# id; gold, prediction and prediction_norm (by characters), numbers of choices, and where all
+# questions have the same prediction_calibrated (each given as often as it is right); correct, None
+# where there is one choice; loglikelihoods (nats) and tokens of all choices. Of a written answer
+# also text, parsed and correct_flexible; of a value also value, and prediction is one.
 Record = dict[str, Any]
 
 

@@ -20,7 +20,7 @@ class EvaluateResult:
     acc_norm: float | None = None  # choices weighed by their characters
     loss: float  # nats per token of the gold answers; of values the mean squared error
     perplexity: float | None = None
-    # without the priors of the choices, where all questions have the same
+    # every choice given as often as it is right, where all questions have the same
     acc_calibrated: float | None = None
     unparsed: int | None = None  # written answers that could not be parsed
     accuracy_flexible: float | None = None  # by the last number of a written answer

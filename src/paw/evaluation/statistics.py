@@ -29,8 +29,9 @@ Vector = NDArray[np.float64]
 class Gap:
     """(transferred − base)/(own − base), with a paired bootstrap interval of 95 %.
 
-    `of` says what was compared: accuracy, calibrated accuracy (without the answers' priors), or
-    the gold answer's log-likelihood per token where there is no accuracy.
+    `of` says what was compared: accuracy; calibrated accuracy, every answer given as often as it is
+    right (by constants that resamples take as they are); or the gold answer's log-likelihood per
+    token where there is no accuracy.
     """
 
     of: str

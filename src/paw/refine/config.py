@@ -37,7 +37,7 @@ class RefineConfig:
     # else the training split's questions without their answers.
     prompts: Optional[str] = transient(None)
     # Instead of prompts: a file of the same form with a few examples, from which a model writes
-    # new ones. Where all examples have the same choices, so do these.
+    # new ones. Where all examples share their choices, the new ones have them, too.
     seeds: Optional[str] = transient(None)
     writer: str = "target"  # or source: the base that writes them
     raw: bool = False  # lines of such files are whole prompts: dataset.prompt is not put around

@@ -197,8 +197,8 @@ def _written(
 
 
 def _offered_by_all(seeds: Sequence[Asked]) -> dict[str, object]:
-    """The choices, where all examples have the same: the classes of a task, which what is written
-    after them has, too."""
+    """The choices that all examples share, if they do: they are the classes of a task, and what is
+    written after them has them, too."""
     first, *others = (asked.row.get("choices") for asked in seeds)
     return {"choices": first} if first and all(each == first for each in others) else {}
 

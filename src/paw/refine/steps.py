@@ -64,7 +64,7 @@ def refine(
     *,
     adapter: Node | None,
     start: Node | None,
-    called: str = "fresh",
+    called: str,
     shuffle: bool = False,
 ) -> Step[RefineResult]:
     """The start, trained on what the source says.
@@ -129,14 +129,14 @@ def refinements(
         )
     ]
     made: dict[str, Callable[[], Step[Any]]] = {
-        "fresh": lambda: refine(c, source, target, adapter=adapter, start=None),
+        "fresh": lambda: refine(c, source, target, adapter=adapter, start=None, called="fresh"),
         "gains": lambda: refine(
             replace(c, refine=replace(r, learn=["gains"])),
             source,
             target,
             adapter=adapter,
             start=moved,
-            called=method,
+            called=f"{method}, gains only",
         ),
         "base": lambda: refine(c, source, target, adapter=None, start=start, called=called),
         "shuffled": lambda: refine(

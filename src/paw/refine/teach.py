@@ -73,8 +73,9 @@ def teach(
     asked = _fitting(read_prompts(inputs["prompts"].path), teacher, config, left_out)
     if signal.compares and not all(p.choices for p in asked):
         raise ConfigError(
-            f"refine.signal={config.signal}: weighs the choices of a question, and these prompts "
-            "have none. Use refine=sequences."
+            f"refine.signal={config.signal}: weighs the choices of a question, and not all of "
+            "these prompts have any (those that are written have what all examples share). Use "
+            "refine=sequences."
         )
     lessons = signal.teach(teacher, asked, config)
     if empty := len(asked) - len(lessons):

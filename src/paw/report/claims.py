@@ -25,18 +25,9 @@ class Recovered:
     system: System
     gap: Gap  # by accuracy where there is one
     by_likelihood: Gap  # of the gold answers: more power where questions are few
-    # by accuracy once the answers' priors are taken out: what it tells apart; None where questions
-    # have choices of their own
+    # by accuracy with every answer given as often as it is right: what it tells apart; None where
+    # questions have choices of their own
     calibrated: Gap | None = None
-
-    @property
-    def prior_only(self) -> bool:
-        """What is gained shows in how often each answer is given, and not in which question gets
-        it."""
-        gap, without = self.gap, self.calibrated
-        if without is None or not (_above_zero(gap) and without.eligible):
-            return False
-        return not _above_zero(without)
 
 
 @dataclass(frozen=True)
@@ -78,10 +69,10 @@ def judge(
         gap = gap_recovered(before, after, scores(s.records)[1], of, seed)
         gold = likelihoods(s.records)
         by_gold = gap_recovered(gold_before, gold_after, gold, "log-likelihood", seed)
-        told, without = calibrated(s.records), None
+        told, apart = calibrated(s.records), None
         if told_before is not None and told_after is not None and told is not None:
-            without = gap_recovered(told_before, told_after, told, "calibrated accuracy", seed)
-        recovered.append(Recovered(s, gap, by_gold, without))
+            apart = gap_recovered(told_before, told_after, told, "calibrated accuracy", seed)
+        recovered.append(Recovered(s, gap, by_gold, apart))
     method, *controls = transferred
     gap = recovered[0].gap
     by = not gap.eligible  # then methods are told apart by what has more power
@@ -102,10 +93,6 @@ def _adjusted(claims: Sequence[Effect | Against]) -> list[Effect | Against]:
     """The same claims, p adjusted for all of their comparisons."""
     versus = adjust([c.versus for c in claims])
     return [replace(c, versus=v) for c, v in zip(claims, versus, strict=True)]
-
-
-def _above_zero(gap: Gap) -> bool:
-    return gap.eligible and gap.low is not None and gap.low > 0
 
 
 def recovered_by(system: System, claims: Sequence[Claim]) -> Recovered | None:

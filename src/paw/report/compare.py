@@ -81,8 +81,8 @@ def likelihoods(records: Sequence[Record]) -> Vector:
 
 
 def calibrated(records: Sequence[Record]) -> Vector | None:
-    """1 for right and 0 for wrong once the answers' priors are taken out (n,); None where questions
-    have choices of their own."""
+    """1 for right and 0 for wrong with every answer given as often as it is right (n,); None where
+    questions have choices of their own."""
     if not all("prediction_calibrated" in r for r in records):
         return None
     return np.array([float(r["prediction_calibrated"] == r["gold"]) for r in records])

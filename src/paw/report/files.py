@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paw.evaluation.statistics import Gap
 from paw.report.claims import Claim, Recovered, comparisons_of, recovered_by
 from paw.report.model import StepRow, System
 from paw.report.sentences import sentences
@@ -49,14 +50,13 @@ class Report:
         systems = []
         for system, file in zip(self.systems, self.records, strict=True):
             recovered = recovered_by(system, self.claims)
+            apart = recovered and recovered.calibrated
             systems.append(
                 {
                     **row(system, self.claims),
                     "gap": recovered and asdict(recovered.gap),
                     "gap_by_likelihood": recovered and asdict(recovered.by_likelihood),
-                    "gap_calibrated": recovered
-                    and recovered.calibrated
-                    and asdict(recovered.calibrated),
+                    "calibrated": apart and asdict(apart),
                     "versus": [c.plain() for c in comparisons_of(system, self.claims)],
                     "records": file,
                     "artifacts": {a.stage: str(a.path) for a in system.stages},
@@ -114,8 +114,15 @@ def row(system: System, claims: Sequence[Claim]) -> dict[str, Any]:
         "gap_recovered": gap and gap.recovered,
         "gap_low": gap and gap.low,
         "gap_high": gap and gap.high,
+        **(_calibrated(recovered.calibrated) if recovered and recovered.calibrated else {}),
         "made": " ".join(states),
     }
+
+
+def _calibrated(gap: Gap) -> dict[str, float | None]:
+    """Where all questions have the same choices."""
+    ends = {"": gap.recovered, "_low": gap.low, "_high": gap.high}
+    return {f"gap_calibrated{end}": value for end, value in ends.items()}
 
 
 def _csv(report: Report) -> str:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from paw.evaluation.statistics import Gap
-from paw.report.claims import Against, Claim, Effect, NotEligible, Recovered
+from paw.report.claims import (
+    Against,
+    Claim,
+    Effect,
+    NotEligible,
+    Recovered,
+    comparisons_of,
+)
 from paw.report.compare import Comparison
 from paw.report.model import Draws, draws
 
 EFFECT = {1: "a gain over", -1: "harm to", 0: "no significant effect versus"}
+EVEN = "with every answer given as often as it is right"
 AGAINST = {1: "is above", -1: "is below", 0: "is not significantly different from"}
 
 
@@ -19,12 +27,11 @@ def sentences(claims: Sequence[Claim]) -> list[str]:
     against = (c for c in claims if isinstance(c, Against))
     no_gap = [not_eligible(c.gap.of, c.gap.reason) for c in claims if isinstance(c, NotEligible)]
     recovered = [c for c in claims if no_gap and isinstance(c, Recovered)]
-    prior_only = [c for c in claims if isinstance(c, Recovered) and c.prior_only]
     return [
         *no_gap,
         *(_effect(several) for several in draws(effects, lambda c: c.system)),
         *(_recovered(several) for several in draws(recovered, lambda c: c.system)),
-        *(_prior_only(c) for c in prior_only if c.system.draw_of is None),
+        *_told_apart(claims),
         *(_against(several) for several in draws(against, lambda c: c.control)),
     ]
 
@@ -57,13 +64,25 @@ def _recovered(several: Draws[Recovered]) -> str:
     return f"{said} {several.label}, recover {span} of the gap."
 
 
-def _prior_only(found: Recovered) -> str:
-    assert found.calibrated is not None
-    return (
-        f"What {found.system.name} gains shows in how often it gives each answer, not in which "
-        "question gets it: once the answers' priors are taken out it recovers "
-        f"{_share(found.calibrated)}."
-    )
+def _told_apart(claims: Sequence[Claim]) -> list[str]:
+    """Of gains by accuracy, whether they are shown to be more than how often each answer is given.
+    Of placebos with several draws the table has it."""
+    recovered = [c for c in claims if isinstance(c, Recovered) and c.gap.eligible and c.calibrated]
+    if not recovered:
+        return []
+    first = recovered[0].calibrated
+    assert first is not None
+    if not first.eligible:
+        return [f"{EVEN.capitalize()}, there is no gap to recover ({first.reason})."]
+    said = []
+    for c in recovered:
+        gap, alone = c.calibrated, c.system.group == c.system.name
+        gains = comparisons_of(c.system, claims)[0].verdict == 1
+        if gap and gap.low is not None and gap.low <= 0 and gains and alone:
+            said.append(
+                f"Of what {c.system.name} gains nothing is shown to remain {EVEN}: {_share(gap)}."
+            )
+    return said
 
 
 def _share(gap: Gap) -> str:

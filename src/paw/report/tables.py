@@ -14,7 +14,7 @@ EXTRA = {"f1": "F1", "f1_macro": "F1 macro", "precision": "precision", "recall":
 EXTRA |= {"mcc": "MCC", "pearson": "Pearson", "spearman": "Spearman"}
 
 # Columns that go first where a table is too wide: all are in summary.md and results.csv.
-SPARE = ("GPU MiB", "RAM MiB", "stages", "perplexity", "seconds", "coverage", "loss")
+SPARE = ("GPU MiB", "RAM MiB", "stages", "perplexity", "seconds", "coverage", "loss", "calibrated")
 
 NOTES = (
     "± is one standard error, brackets are 95 % intervals; of several draws of a placebo, "
@@ -26,9 +26,8 @@ NOTES = (
     "Seconds are those of the stages when they ran."
 )
 CALIBRATED = (
-    " Calibrated is the gap recovered by accuracy once each answer's mean log-likelihood over all "
-    "questions is taken off, as batch calibration does (arXiv 2309.17249): what a system tells "
-    "apart, without how often it gives each answer."
+    " Calibrated is the gap recovered by accuracy with every answer given as often as it is right, "
+    "by a constant for each: what a system tells apart, without how often it gives each answer."
 )
 
 

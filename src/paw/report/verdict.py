@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paw.report.sentences import not_eligible
+from paw.report.sentences import EVEN, not_eligible
 
 Json = Mapping[str, Any]
 
@@ -27,15 +27,13 @@ def verdict(found: Json) -> str:
     name = method["system"].removeprefix("target + ")
     if not gap["eligible"]:
         return not_eligible(gap["of"], gap["reason"])
-    said = f"{name} recovers {_percent(gap['recovered'])} [{_percent(gap['low'])}, "
-    said += f"{_percent(gap['high'])}] of the gap"
-    if (told := method.get("gap_calibrated")) and told["eligible"]:
-        said += f", {_percent(told['recovered'])} [{_percent(told['low'])}, "
-        said += f"{_percent(told['high'])}] once the answers' priors are taken out"
+    said = f"{name} recovers {_share(gap)} of the gap"
     for who, shares in _placebos(found["systems"]).items():
         mean = sum(shares) / len(shares)
         said += f"; {who.removeprefix('target + ')} {_percent(mean)} "
         said += f"({_percent(min(shares))} to {_percent(max(shares))})"
+    if told := method.get("calibrated"):
+        said += f"; {EVEN} {_share(told) if told['eligible'] else 'there is no gap'}"
     return f"{said}."
 
 
@@ -60,6 +58,10 @@ def _placebos(systems: Sequence[Json]) -> dict[str, list[float]]:
         if s.get("draw_of") != s["system"] and s.get("gap_recovered") is not None:
             out.setdefault(s["draw_of"], []).append(s["gap_recovered"])
     return out
+
+
+def _share(gap: Json) -> str:
+    return f"{_percent(gap['recovered'])} [{_percent(gap['low'])}, {_percent(gap['high'])}]"
 
 
 def _percent(share: float | None) -> str:

@@ -21,6 +21,7 @@ from paw.evaluation.records import Record
 from paw.evaluation.statistics import FEW, RESAMPLES, Vector, mcnemar, paired_t, resampled_means
 from paw.report.compare import LEVEL, Comparison, adjust, likelihoods, scores
 from paw.report.records import Recorded, paired, read_run
+from paw.report.sentences import EVEN
 from paw.sweeps.table import BASE, Figures, Measured, Row, Share, records_of
 
 ACCURACY, LIKELIHOOD = "gap recovered", "gap recovered by log-likelihood"
@@ -189,11 +190,11 @@ def _limits(
     if unranked:
         names = ", ".join(r.name for r in unranked)
         said.append(f"Not ranked, since there is no gap to recover or it is not known: {names}.")
-    if by == ACCURACY and best.calibrated.mean is not None:
-        said.append(
-            f"Once the answers' priors are taken out, {best.name} recovers {best.calibrated} of "
-            "the gap."
-        )
+    if by == ACCURACY and best.calibrated.of:
+        shares = f"gap recovered by {best.name} is {best.calibrated}"
+        none = "there is no gap to recover"
+        eligible = best.calibrated.mean is not None
+        said.append(f"{EVEN.capitalize()}, {shares if eligible else none}.")
     if not _beside(best, rows):
         said.append("No placebo was measured beside the best one (transfer.controls=standard).")
     if any(r.state != "done" for r in real):

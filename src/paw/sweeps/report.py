@@ -44,9 +44,6 @@ NOTES = (
     "95 % interval over questions in brackets; of several seeds, or draws of a placebo, it is the "
     "mean (lowest to highest). Accuracies are means over them, seconds the sum of their stages "
     "when they ran.",
-    "Calibrated is the gap recovered once each answer's mean log-likelihood over all questions is "
-    "taken off (where all questions have the same choices): what a system tells apart, without how "
-    "often it gives each answer.",
     "Comparisons are paired, on the same questions: brackets are bootstrap intervals of 95 %, p "
     "is that of the exact McNemar test of accuracies (of log-likelihoods, and of means over seeds, "
     "of the paired t-test), adjusted after Holm for all comparisons of this sweep. Above and below "
@@ -54,6 +51,10 @@ NOTES = (
     "Intervals and p are over questions, for the seeds that were run; how far seeds differ is "
     "their range. The best was chosen by the questions that it is compared on: confirm it on "
     "others.",
+)
+CALIBRATED = (
+    "Calibrated is the gap recovered with every answer given as often as it is right, by a "
+    "constant for each: what a system tells apart, without how often it gives each answer."
 )
 
 
@@ -76,7 +77,8 @@ def report(folder: Path) -> str:
     write_text(folder / "sweep.csv", _csv(table))
     write_text(folder / "summary.md", _summary(sweep, table, found, pictures))
     said = [(_pair(a), sentences(a)) for a in found]
-    write_text(folder / PAGE, _html(sweep, [_cells(row) for row in table], said, pictures))
+    page = _html(sweep, [_cells(row) for row in table], said, _notes(table), pictures)
+    write_text(folder / PAGE, page)
     return _page(sweep, table, found)
 
 
@@ -212,7 +214,7 @@ def _table(table: Sequence[Row], width: int | None = None) -> str:
 def _shown(cells: Sequence[Cells], width: int | None) -> str:
     """Rows as a Markdown table. What is the same in all of them is said once, above it; of what is
     too wide, the columns that say least are left out."""
-    columns = [c for c in cells[0] if c in KEPT or any(row[c] != "–" for row in cells)]
+    columns = _columns(cells)
     same = [c for c in columns if len(cells) > 1 and len({row[c] for row in cells}) == 1]
     same = [c for c in same if c not in KEPT or cells[0][c] == "not eligible"]
     columns = [c for c in columns if c not in same]
@@ -220,6 +222,16 @@ def _shown(cells: Sequence[Cells], width: int | None) -> str:
     known = [f"{c} {cells[0][c]}" for c in same]
     said = f"In all rows: {', '.join(known)}." if known else ""
     return "\n\n".join(filter(None, [textwrap.fill(said, width) if width else said, text]))
+
+
+def _columns(cells: Sequence[Cells]) -> list[str]:
+    """Those with figures."""
+    return [c for c in cells[0] if c in KEPT or any(row[c] != "–" for row in cells)]
+
+
+def _notes(table: Sequence[Row]) -> list[str]:
+    """What the columns are."""
+    return [*NOTES, *[CALIBRATED][: any(row.calibrated.of for row in table)]]
 
 
 def _cells(row: Row) -> Cells:
@@ -304,7 +316,7 @@ def _summary(
         *images,
         *(["## Failed jobs", *wrong] if wrong else []),
         *(["## Comparisons", *versus] if versus else []),
-        "\n".join(f"- {note}" for note in NOTES) if table else "",
+        "\n".join(f"- {note}" for note in _notes(table)) if table else "",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -313,6 +325,7 @@ def _html(
     sweep: Sweep,
     cells: Sequence[Cells],
     said: Sequence[tuple[str, list[str]]] = (),
+    notes: Sequence[str] = (),
     pictures: Sequence[tuple[str, str]] = (),
 ) -> str:
     """report.html: one file that works offline."""
@@ -321,11 +334,11 @@ def _html(
         title=f"Sweep of {_counts(sweep)}",
         command=sweep.command,
         answers=said,
-        columns=list(cells[0]) if cells else [],
+        columns=_columns(cells) if cells else [],
         rows=cells,
         pictures=[(title, data_url(sweep.folder / file)) for title, file in pictures],
         failed=[_failed(job) for job in sweep.jobs if state_of(job) == "failed"],
-        notes=NOTES if said else [],
+        notes=notes,
     )
 
 

@@ -102,8 +102,8 @@ class Row:
 
     @property
     def calibrated(self) -> Share:
-        """Without the answers' priors. Runs of before have none."""
-        return _share([m.system.get("gap_calibrated") for m in self.measured])
+        """With every answer given as often as it is right. Runs of before have none."""
+        return _share([m.system.get("calibrated") for m in self.measured])
 
     @property
     def draws(self) -> int:

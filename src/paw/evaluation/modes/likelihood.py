@@ -17,6 +17,8 @@ from paw.evaluation.records import Record, require_finite
 from paw.evaluation.result import EvaluateResult
 from paw.evaluation.statistics import accuracy, f1
 
+ROUNDS = 100  # through the choices, until each is given as often as it is right
+
 
 def form(kind: str) -> str:
     return "likelihood"
@@ -25,8 +27,10 @@ def form(kind: str) -> str:
 def answer(asking: Asking) -> list[Record]:
     questions, rows = encoded(asking)
     records = scored(asking, questions, rows)
-    if len({q.continuations for q in questions}) == 1 and len(questions[0].continuations) > 1:
-        told = without_priors([r["loglikelihoods"] for r in records])
+    several = len(questions) > 1 and len(questions[0].continuations) > 1
+    if several and len({q.continuations for q in questions}) == 1:
+        sums = [r["loglikelihoods"] for r in records]
+        told = calibrated(sums, [r["gold"] for r in records])
         for found, choice in zip(records, told, strict=True):
             found["prediction_calibrated"] = choice
     return records
@@ -59,18 +63,34 @@ def scored(
     return records
 
 
-def without_priors(sums: Sequence[Sequence[float]]) -> list[int]:
-    """The answers of questions that all have the same choices, once each choice's mean
-    log-likelihood over all of them is taken off. An adapter that only makes one answer likelier
-    everywhere changes none. No label is read (after batch calibration, arXiv 2309.17249, which
-    takes off the log of a choice's mean probability).
+def calibrated(sums: Sequence[Sequence[float]], gold: Sequence[int]) -> list[int]:
+    """The answers of questions that all have the same choices, each given as often as it is right:
+    to the log-likelihoods of every choice a constant is added that makes it so. An adapter that
+    only makes one answer likelier everywhere changes none of them. For two choices it is the
+    break-even point of precision and recall.
+
+    The constants are the dual prices of an assignment of the questions to the choices with these
+    counts, found choice after choice as by an auction.
 
     Args:
         sums: log-likelihoods in nats, questions × choices.
+        gold: the right choice of each.
     """
-    found = np.asarray(sums)
-    best: list[int] = (found - found.mean(0)).argmax(1).tolist()
-    return best
+    found = np.array(sums, dtype=np.float64)
+    found -= found.mean(0)  # where the rounds begin depends on no constant either
+    wanted = np.bincount(gold, minlength=found.shape[1])
+    for _ in range(ROUNDS):
+        best = found.argmax(1)
+        if (np.bincount(best, minlength=len(wanted)) == wanted).all():
+            break
+        for choice, count in enumerate(wanted):
+            own = found[:, choice].copy()
+            found[:, choice] = -np.inf
+            lead = -np.sort(found.max(1) - own)  # over the best of the others, the largest first
+            ends = np.concatenate([[lead[0] + 1], lead, [lead[-1] - 1]])
+            found[:, choice] = own - (ends[count] + ends[count + 1]) / 2
+    answers: list[int] = found.argmax(1).tolist()
+    return answers
 
 
 def choice_sums(
