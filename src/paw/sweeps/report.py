@@ -77,7 +77,8 @@ def report(folder: Path) -> str:
     write_text(folder / "sweep.csv", _csv(table))
     write_text(folder / "summary.md", _summary(sweep, table, found, pictures))
     said = [(_pair(a), sentences(a)) for a in found]
-    page = _html(sweep, [_cells(row) for row in table], said, _notes(table), pictures)
+    notes = _notes(table) if said else []
+    page = _html(sweep, [_cells(row) for row in table], said, notes, pictures)
     write_text(folder / PAGE, page)
     return _page(sweep, table, found)
 
