@@ -67,21 +67,16 @@ def _recovered(several: Draws[Recovered]) -> str:
 def _told_apart(claims: Sequence[Claim]) -> list[str]:
     """Of gains by accuracy, whether they are shown to be more than how often each answer is given.
     Of placebos with several draws the table has it."""
-    recovered = [c for c in claims if isinstance(c, Recovered) and c.gap.eligible and c.calibrated]
-    if not recovered:
-        return []
-    first = recovered[0].calibrated
-    assert first is not None
-    if not first.eligible:
-        return [f"{EVEN.capitalize()}, there is no gap to recover ({first.reason})."]
     said = []
-    for c in recovered:
-        gap, alone = c.calibrated, c.system.group == c.system.name
+    for c in claims:
+        if not isinstance(c, Recovered) or not c.gap.eligible or (gap := c.calibrated) is None:
+            continue
+        if not gap.eligible:  # of all, since it is the own adapter's
+            return [f"{EVEN.capitalize()}, there is no gap to recover ({gap.reason})."]
+        name, alone = c.system.name, c.system.group == c.system.name
         gains = comparisons_of(c.system, claims)[0].verdict == 1
-        if gap and gap.low is not None and gap.low <= 0 and gains and alone:
-            said.append(
-                f"Of what {c.system.name} gains nothing is shown to remain {EVEN}: {_share(gap)}."
-            )
+        if gap.low is not None and gap.low <= 0 and gains and alone:
+            said.append(f"Of what {name} gains nothing is shown to remain {EVEN}: {_share(gap)}.")
     return said
 
 

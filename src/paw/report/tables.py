@@ -26,7 +26,7 @@ NOTES = (
     "Seconds are those of the stages when they ran."
 )
 CALIBRATED = (
-    " Calibrated is the gap recovered by accuracy with every answer given as often as it is right, "
+    "Calibrated is the gap recovered by accuracy with every answer given as often as it is right, "
     "by a constant for each: what a system tells apart, without how often it gives each answer."
 )
 
@@ -45,18 +45,18 @@ def table(systems: Sequence[System], claims: Sequence[Claim], width: int | None 
         k: v for k, v in EXTRA.items() if any(getattr(s.result, k) is not None for s in systems)
     }
     rows = [_cells(several, extra, claims) for several in draws(systems, lambda s: s)]
-    columns = [
-        c
-        for c in rows[0]
-        if (width is None and c != "calibrated") or any(row[c] != "–" for row in rows)
-    ]
+    columns = [c for c in rows[0] if width is None or any(row[c] != "–" for row in rows)]
     return table_within(rows, width, SPARE, columns)
 
 
 def notes(claims: Sequence[Claim]) -> str:
     """What the columns of the table are."""
-    told = any(isinstance(c, Recovered) and c.calibrated is not None for c in claims)
-    return NOTES + CALIBRATED if told else NOTES
+    return f"{NOTES} {CALIBRATED}" if _calibrated(claims) else NOTES
+
+
+def _calibrated(claims: Sequence[Claim]) -> bool:
+    """Whether all questions have the same choices."""
+    return any(isinstance(c, Recovered) and c.calibrated is not None for c in claims)
 
 
 def _cells(
@@ -68,6 +68,7 @@ def _cells(
         accuracy += f" ± {result.stderr:.3f} [{result.low:.3f}, {result.high:.3f}]"
     gpu = [s.gpu_mib for s in systems if s.gpu_mib is not None]
     recovered = [found for s in systems if (found := recovered_by(s, claims)) is not None]
+    told = _calibrated(claims)
     states = {"reused" if a.reused else "computed" for s in systems for a in s.stages}
     return {
         "system": several.label,
@@ -80,7 +81,7 @@ def _cells(
         "GPU MiB": f"{max(gpu):.0f}" if gpu else "–",
         "coverage": "–" if coverage is None else f"{coverage:.0%}",
         "gap recovered": _gap([r.gap for r in recovered]),
-        "calibrated": _gap([r.calibrated for r in recovered if r.calibrated is not None]),
+        **({"calibrated": _gap([r.calibrated for r in recovered if r.calibrated])} if told else {}),
         "stages": states.pop() if len(states) == 1 else "partly reused",
     }
 

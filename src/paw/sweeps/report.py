@@ -14,6 +14,7 @@ from typing import Any
 
 from paw.report.compare import Comparison
 from paw.report.page import PAGE, data_url, rendered
+from paw.report.tables import CALIBRATED
 from paw.store import write_text
 from paw.sweeps import figures
 from paw.sweeps.best import Answer, answers
@@ -51,10 +52,6 @@ NOTES = (
     "Intervals and p are over questions, for the seeds that were run; how far seeds differ is "
     "their range. The best was chosen by the questions that it is compared on: confirm it on "
     "others.",
-)
-CALIBRATED = (
-    "Calibrated is the gap recovered with every answer given as often as it is right, by a "
-    "constant for each: what a system tells apart, without how often it gives each answer."
 )
 
 

@@ -38,6 +38,11 @@ class Share:
     eligible: int = 0  # systems that have a gap to recover
     of: int = 0  # systems that were measured
 
+    @property
+    def plain(self) -> float | str | None:
+        """For a file: the mean, or why there is none."""
+        return "not eligible" if self.of and self.mean is None else self.mean
+
     def __str__(self) -> str:
         if self.mean is None:
             return "not eligible" if self.of else "–"
@@ -155,13 +160,13 @@ class Row:
             "accuracy_base": self.base_accuracy,
             "accuracy": self.accuracy,
             "accuracy_own": self.own_accuracy,
-            "gap_recovered": "not eligible" if gap.of and gap.mean is None else gap.mean,
+            "gap_recovered": gap.plain,
             "gap_low": gap.low,
             "gap_high": gap.high,
-            "gap_by_likelihood": "not eligible" if gold.of and gold.mean is None else gold.mean,
+            "gap_by_likelihood": gold.plain,
             "gap_by_likelihood_low": gold.low,
             "gap_by_likelihood_high": gold.high,
-            "gap_calibrated": "not eligible" if told.of and told.mean is None else told.mean,
+            "gap_calibrated": told.plain,
             "gap_calibrated_low": told.low,
             "gap_calibrated_high": told.high,
             "low_and_high": "range over " + ", ".join(several) if several else "95 % interval",
